@@ -1,0 +1,41 @@
+"""Errors say what, where and fix; the drawn tree is the real one; they survive a trip between processes."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import pytest
+
+from tfbind_store import errors
+
+ALL = [
+    cls
+    for _, cls in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(cls, errors.TfbindError) and cls.__module__ == errors.__name__
+]
+
+
+def test_three_lines() -> None:
+    error = errors.PeakFileError("end 5 <= start 9", where="peaks.bed:3", fix="swap them")
+    assert str(error) == "end 5 <= start 9\n  where: peaks.bed:3\n  fix:   swap them"
+
+
+def test_empty_parts_take_no_line() -> None:
+    assert str(errors.LocusError("odd")) == "odd"
+
+
+@pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
+def test_each_is_drawn_in_the_tree_and_pickles(cls: type[errors.TfbindError]) -> None:
+    assert errors.__doc__ is not None
+    assert cls.__name__ in errors.__doc__
+    back = pickle.loads(pickle.dumps(cls("what", where="here", fix="so")))  # noqa: S301
+    assert type(back) is cls
+    assert (back.what, back.where, back.fix) == ("what", "here", "so")
+
+
+def test_builtin_a_caller_would_expect() -> None:
+    assert issubclass(errors.MissingWindow, LookupError)
+    assert issubclass(errors.StoreMissing, FileNotFoundError)
+    assert issubclass(errors.SqlTimeout, TimeoutError)
+    assert errors.StoreBusy("busy").exit_status == 75
