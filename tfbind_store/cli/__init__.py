@@ -1,0 +1,23 @@
+"""The ``tfbind`` command: one module per part of the flow, in the order in which a user meets them."""
+
+from __future__ import annotations
+
+import click
+
+from tfbind_store import __version__
+from tfbind_store.cli import doctor, stores
+from tfbind_store.cli.frame import MainGroup
+
+
+@click.group(cls=MainGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="tfbind")
+def main() -> None:
+    """Predict where a transcription factor binds, from embeddings that are computed once and stored.
+
+    The flow: init, import, select, pretrain, embed, train, evaluate, report. `tfbind COMMAND --help` ends with an
+    example that runs; `tfbind demo` runs all of it on a small genome.
+    """
+
+
+for command in (stores.init, stores.import_, stores.info, stores.sql, doctor.doctor):
+    main.add_command(command)

@@ -1,0 +1,388 @@
+"""Commands that fill a store and look into it: init, import, info, sql."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tfbind_store.cli.frame import Command, Group, emit, json_option, key_values, size_text, table
+
+if TYPE_CHECKING:
+    from tfbind_store.ingest import ImportReport
+    from tfbind_store.store import Store
+
+STORE = click.argument("store", type=click.Path(path_type=Path))
+SOURCE = click.argument("path", type=click.Path(path_type=Path))
+STRICT = click.option("--strict", is_flag=True, help="Make an error of anything that would be dropped.")
+DROP = click.option(
+    "--drop",
+    multiple=True,
+    metavar="CAUSE",
+    help="Drop and count rows that would else refuse the file: unknown_chromosome, beyond_end. Repeatable.",
+)
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "tfbind init yeast.store genome.fa.gz --window-bp 4096 --bins 16",
+        "tfbind init chr2.store genome.fa.gz --only chrII --window-bp 4096 --bins 16 --json",
+    ],
+)
+@STORE
+@click.argument("fasta", type=click.Path(path_type=Path))
+@click.option("--window-bp", default=196_608, show_default=True, help="Bases that the trunk reads at once.")
+@click.option("--bins", default=896, show_default=True, help="Bins kept from the middle of each window.")
+@click.option("--bin-bp", default=128, show_default=True, help="Bases per bin.")
+@click.option("--only", multiple=True, metavar="CHROM", help="Take only this chromosome of the FASTA. Repeatable.")
+@click.option("--chrom-sizes", type=click.Path(path_type=Path), help="Names and lengths that the FASTA must have.")
+@click.option("--aliases", type=click.Path(path_type=Path), help="Two columns: another name, the FASTA's name.")
+@json_option
+def init(
+    store: Path,
+    fasta: Path,
+    window_bp: int,
+    bins: int,
+    bin_bp: int,
+    only: tuple[str, ...],
+    chrom_sizes: Path | None,
+    aliases: Path | None,
+    as_json: bool,
+) -> None:
+    """Make a store from a genome.
+
+    FASTA may be plain, gzip or bgzip. Every base that is not A, C, G or T counts as N. The grid of windows and bins is
+    fixed from here on: the defaults are Enformer's. Peaks that say 1, chr1 or chrI find their chromosome by themselves.
+    """
+    from tfbind_store.loci import Grid
+    from tfbind_store.store import Store
+
+    made = Store.create(
+        store,
+        fasta=fasta,
+        grid=Grid(window_bp=window_bp, n_bins=bins, bin_bp=bin_bp),
+        aliases=_read_aliases(aliases) if aliases else None,
+        chrom_sizes=chrom_sizes,
+        only=list(only) or None,
+    )
+    described = _describe_genome(made)
+    text = [
+        f"{store}: {described['n_chromosomes']} chromosomes, {described['length_bp']:,} bp, "
+        f"{described['n_bp']:,} of them N",
+        f"grid: {window_bp:,} bp read, {bins} bins of {bin_bp} bp kept; {made.tiling.n_windows:,} windows",
+        f"next: tfbind import peaks {store} PEAKS.bed.gz",
+    ]
+    emit(described, text, as_json=as_json)
+
+
+def _read_aliases(path: Path) -> dict[str, str]:
+    from tfbind_store.errors import InputFileError
+
+    pairs: dict[str, str] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        fields = line.split("\t") if "\t" in line else line.split()
+        if len(fields) != 2:
+            raise InputFileError(
+                f"{len(fields)} columns, expected 2", where=f"{path}:{number}", fix="write ALIAS<tab>CHROM on each line"
+            )
+        pairs[fields[0].strip()] = fields[1].strip()
+    return pairs
+
+
+def _describe_genome(store: Store) -> dict[str, Any]:
+    chromosomes = store.genome.chromosomes
+    return {
+        "store": str(store.path),
+        "genome": store.genome.digest,
+        "n_chromosomes": len(chromosomes),
+        "length_bp": sum(c.length_bp for c in chromosomes),
+        "n_bp": sum(c.n_bp for c in chromosomes),
+        "grid": {"window_bp": store.grid.window_bp, "n_bins": store.grid.n_bins, "bin_bp": store.grid.bin_bp},
+        "n_windows": store.tiling.n_windows,
+    }
+
+
+# import ---------------------------------------------------------------------------------------------------------
+
+
+@click.group("import", cls=Group)
+def import_() -> None:
+    """Bring outside files into a store.
+
+    Everything that is left out is counted by cause and printed. The same file again changes nothing. A file that
+    cannot be used leaves the store as it was.
+    """
+
+
+def _print_report(report: ImportReport, *, as_json: bool) -> None:
+    text = [f"{report.kind}: {report.rows_kept:,} of {report.rows_read:,} rows kept from {report.path}"]
+    text += [f"  dropped {count:,}: {cause.replace('_', ' ')}" for cause, count in report.dropped.items() if count]
+    text += [f"  {note}" for note in report.notes]
+    emit(report, text, as_json=as_json)
+
+
+@import_.command(
+    "peaks",
+    examples=[
+        "tfbind import peaks yeast.store peaks.bed.gz",
+        "tfbind import peaks yeast.store peaks/ --name-from '{accession}.{factor}.BY4741' --drop beyond_end",
+    ],
+)
+@STORE
+@SOURCE
+@click.option("--relaxed", is_flag=True, help="These are lenient calls: near them but no peak means ambiguous.")
+@click.option("--format", "format_", metavar="NAME", help="bed, narrowpeak or remap9; found out if not given.")
+@click.option(
+    "--name-from",
+    "template",
+    metavar="TEMPLATE",
+    help="For a folder: the experiment's name, made of the file's, as in {accession}.{factor}.BY4741.",
+)
+@click.option(
+    "--experiments", type=click.Path(path_type=Path), help="For a folder: TSV that names each file's experiment."
+)
+@click.option("--labelled-chroms", metavar="LIST", help="Chromosomes taken as looked at, comma-separated, or 'all'.")
+@DROP
+@STRICT
+@json_option
+def import_peaks(
+    store: Path,
+    path: Path,
+    relaxed: bool,
+    format_: str | None,
+    template: str | None,
+    experiments: Path | None,
+    labelled_chroms: str | None,
+    drop: tuple[str, ...],
+    strict: bool,
+    as_json: bool,
+) -> None:
+    """Import peaks: BED3 to BED6+, narrowPeak, ReMap BED, or a folder with one file per experiment; all may be .gz.
+
+    In a single file, column 4 names each peak's experiment as ACCESSION.FACTOR.BIOTYPE. A chromosome with no row at all
+    in a file is taken as unlabelled for its experiments, not as unbound; --labelled-chroms says otherwise.
+    """
+    from tfbind_store import ingest
+    from tfbind_store.store import Store
+
+    report = ingest.import_peaks(
+        Store.open(store),
+        path,
+        relaxed=relaxed,
+        format=format_,
+        experiment_template=template,
+        experiments_tsv=experiments,
+        labelled_chroms=labelled_chroms.split(",") if labelled_chroms else None,
+        drop=drop,
+        strict=strict,
+    )
+    _print_report(report, as_json=as_json)
+
+
+@import_.command(
+    "factors", examples=["tfbind import factors yeast.store proteins.fa.gz --synonyms SGD_features.tab.gz"]
+)
+@STORE
+@SOURCE
+@click.option(
+    "--synonyms", multiple=True, type=click.Path(path_type=Path), help="Table of other gene names. Repeatable."
+)
+@click.option("--species", multiple=True, help="Species to prefer when a symbol has several proteins. Repeatable.")
+@STRICT
+@json_option
+def import_factors(
+    store: Path, path: Path, synonyms: tuple[Path, ...], species: tuple[str, ...], strict: bool, as_json: bool
+) -> None:
+    """Import proteins: a FASTA (UniProt GN= or gene= headers) or a folder of GENE.UNIPROT.fasta."""
+    from tfbind_store import ingest
+    from tfbind_store.store import Store
+
+    options: dict[str, Any] = {"species_priority": species} if species else {}
+    report = ingest.import_proteins(Store.open(store), path, synonyms=synonyms, strict=strict, **options)
+    _print_report(report, as_json=as_json)
+
+
+@import_.command("biotypes", examples=["tfbind import biotypes yeast.store cells.tsv"])
+@STORE
+@SOURCE
+@click.option("--template", help="The text made of each row, with {column} names. A good one is built in.")
+@STRICT
+@json_option
+def import_biotypes(store: Path, path: Path, template: str | None, strict: bool, as_json: bool) -> None:
+    """Import cell types: a CSV or TSV whose column 'biotype' holds the names that the peaks use."""
+    from tfbind_store import ingest
+    from tfbind_store.store import Store
+
+    options: dict[str, Any] = {"template": template} if template else {}
+    _print_report(ingest.import_biotypes(Store.open(store), path, strict=strict, **options), as_json=as_json)
+
+
+@import_.command("experiments", examples=["tfbind import experiments yeast.store experiments.tsv"])
+@STORE
+@SOURCE
+@STRICT
+@json_option
+def import_experiments(store: Path, path: Path, strict: bool, as_json: bool) -> None:
+    """Import metadata of experiments: a TSV with the column 'experiment', or ReMap's experiments.json."""
+    from tfbind_store import ingest
+    from tfbind_store.store import Store
+
+    _print_report(ingest.import_experiments(Store.open(store), path, strict=strict), as_json=as_json)
+
+
+@import_.command("loci", examples=["tfbind import loci yeast.store promoters.bed --name promoters"])
+@STORE
+@SOURCE
+@click.option("--name", required=True, help="Name of the set.")
+@STRICT
+@json_option
+def import_loci(store: Path, path: Path, name: str, strict: bool, as_json: bool) -> None:
+    """Import a set of loci from a BED, to select by or to look at."""
+    from tfbind_store import ingest
+    from tfbind_store.store import Store
+
+    _print_report(ingest.import_loci(Store.open(store), path, name, strict=strict), as_json=as_json)
+
+
+@import_.command("blacklist", examples=["tfbind import blacklist yeast.store blacklist.bed"])
+@STORE
+@SOURCE
+@click.option("--name", help="Name of the list; the file's if not given.")
+@DROP
+@STRICT
+@json_option
+def import_blacklist(
+    store: Path, path: Path, name: str | None, drop: tuple[str, ...], strict: bool, as_json: bool
+) -> None:
+    """Import loci that are neither positive nor negative."""
+    from tfbind_store import ingest
+    from tfbind_store.store import Store
+
+    report = ingest.import_blacklist(Store.open(store), path, name=name, drop=drop, strict=strict)
+    _print_report(report, as_json=as_json)
+
+
+# look -----------------------------------------------------------------------------------------------------------
+
+_COUNTED = ("factors", "biotypes", "experiments", "peaks", "proteins", "blacklist", "loci")
+
+
+@click.command(cls=Command, examples=["tfbind info yeast.store", "tfbind info yeast.store --json"])
+@STORE
+@json_option
+def info(store: Path, as_json: bool) -> None:
+    """Show what a store holds: its genome, catalog, arrays, selections and runs."""
+    from tfbind_store.store import Store
+
+    opened = Store.open(store)
+    with opened.reader() as catalog:
+        counts = {name: int(catalog.one(f"SELECT count(*) FROM {name}")[0]) for name in _COUNTED}
+        imports = catalog.rows("SELECT kind, path, rows_read, rows_kept FROM imports")
+    arrays = opened.arrays()
+    value = {
+        **_describe_genome(opened),
+        "catalog": counts,
+        "arrays": [_array_row(array) for array in arrays],
+        "imports": [dict(zip(("kind", "path", "rows_read", "rows_kept"), row, strict=True)) for row in imports],
+        "selections": list(opened.selections()),
+        "runs": list(opened.runs()),
+    }
+    emit(value, _info_lines(value), as_json=as_json)
+
+
+def _array_row(array: Any) -> dict[str, Any]:
+    done = array.completeness
+    return {
+        "name": array.name,
+        "shape": list(array.shape),
+        "dtype": array.spec.dtype,
+        "embedder": array.spec.embedder,
+        "fingerprint": array.spec.fingerprint,
+        "done": done.n_ok + done.n_all_n,
+        "failed": done.n_failed,
+        "planned": done.n_planned,
+        "size_bytes": array.size_bytes,
+    }
+
+
+def _info_lines(value: Mapping[str, Any]) -> list[str]:
+    grid = value["grid"]
+    lines = [
+        f"store: {value['store']}",
+        f"genome: {value['genome'][:12]}, {value['n_chromosomes']} chromosomes, {value['length_bp']:,} bp, {value['n_bp']:,} of them N",
+        f"grid: {grid['window_bp']:,} bp read, {grid['n_bins']} bins of {grid['bin_bp']} bp kept; "
+        f"{value['n_windows']:,} windows",
+        "catalog: " + ", ".join(f"{count:,} {name}" for name, count in value["catalog"].items() if count),
+    ]
+    if value["arrays"]:
+        rows = [
+            (a["name"], "x".join(map(str, a["shape"])), a["dtype"], a["embedder"], _done(a), size_text(a["size_bytes"]))
+            for a in value["arrays"]
+        ]
+        lines += ["", *table(("array", "shape", "dtype", "embedder", "done", "bytes"), rows)]
+    for kind in ("selections", "runs"):
+        if value[kind]:
+            lines.append(f"{kind}: {', '.join(map(str, value[kind]))}")
+    return lines
+
+
+def _done(array: Mapping[str, Any]) -> str:
+    failed = f", {array['failed']:,} failed" if array["failed"] else ""
+    return f"{array['done']:,} / {array['planned']:,}{failed}"
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        'tfbind sql yeast.store "SELECT factor, count(*) AS n FROM peaks GROUP BY factor ORDER BY n DESC LIMIT 5"',
+        'tfbind sql yeast.store "SELECT * FROM peaks WHERE factor = $factor LIMIT 3" -p factor=REB1 --csv',
+        "tfbind sql yeast.store --schema",
+    ],
+)
+@STORE
+@click.argument("query", required=False)
+@click.option("-p", "--param", "params", multiple=True, metavar="NAME=VALUE", help="Value bound to $NAME. Repeatable.")
+@click.option("--schema", is_flag=True, help="List the views and their columns instead.")
+@click.option("--csv", "shape", flag_value="csv", help="Print CSV.")
+@click.option("--json", "shape", flag_value="json", help="Print JSON, one object per row.")
+@click.option("--table", "shape", flag_value="table", default="table", help="Print an aligned table (the default).")
+@click.option("--seconds", default=30.0, show_default=True, help="Stop the query after this long.")
+@click.option("--max-rows", default=100_000, show_default=True, help="Rows returned at most.")
+def sql(
+    store: Path, query: str | None, params: tuple[str, ...], schema: bool, shape: str, seconds: float, max_rows: int
+) -> None:
+    """Ask the catalog: one SELECT, read-only, with bound parameters.
+
+    The views are chromosomes, windows, factors, proteins, biotypes, experiments, peaks, blacklist, loci and imports.
+    """
+    from tfbind_store.store import Store
+
+    if schema:
+        query = (
+            "SELECT table_name AS view, string_agg(column_name, ', ' ORDER BY ordinal_position) AS columns"
+            " FROM information_schema.columns WHERE table_schema = 'main' GROUP BY table_name ORDER BY table_name"
+        )
+    elif not query:
+        raise click.UsageError("no query given")
+    with Store.open(store).reader() as catalog:
+        result = catalog.untrusted(query, key_values(params, option="-p"), seconds=seconds, max_rows=max_rows)
+    _print_rows(result.columns, result.rows, shape)
+
+
+def _print_rows(columns: list[str], rows: list[tuple[Any, ...]], shape: str) -> None:
+    if shape == "json":
+        emit([dict(zip(columns, row, strict=True)) for row in rows], "", as_json=True)
+    elif shape == "csv":
+        import csv
+        import sys
+
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+    else:
+        emit(None, table(columns, rows), as_json=False)
