@@ -345,7 +345,7 @@ def chromosome_aliases(chroms: Sequence[str]) -> dict[str, str]:
             words |= set(_MITOCHONDRION)
         if chrom in numbers:
             words |= _number_words(numbers[chrom], roman_too=core != str(numbers[chrom]) or not core.isdigit())
-            words |= _roman_words_of_arabic(core, numbers)
+            words |= _roman_words_of_arabic(core, numbers, set(cores.values()))
         for word in words:
             for prefix in _PREFIXES:
                 found.setdefault(prefix + word, set()).add(chrom)
@@ -378,8 +378,9 @@ def _number_words(number: int, *, roman_too: bool) -> set[str]:
     return words | {to_roman(number)} if roman_too else words
 
 
-def _roman_words_of_arabic(core: str, numbers: Mapping[str, int]) -> set[str]:
-    """Roman names for an Arabic genome numbered 1..n without a gap; never the lone X."""
-    if not core.isdigit() or sorted(numbers.values()) != list(range(1, len(numbers) + 1)) or len(numbers) < 2:
+def _roman_words_of_arabic(core: str, numbers: Mapping[str, int], cores: set[str]) -> set[str]:
+    """Roman names for an Arabic genome numbered 1..n without a gap and without sex chromosomes; never the lone X."""
+    gapless = len(numbers) > 1 and sorted(numbers.values()) == list(range(1, len(numbers) + 1))
+    if not core.isdigit() or not gapless or cores & set("XYZW"):
         return set()
     return {to_roman(int(core))} - {"X"}
