@@ -1,0 +1,1 @@
+"""Frozen models over genome, proteins and texts, once: the only writer of embeddings."""

@@ -1,0 +1,330 @@
+"""The Enformer trunk as an embedder: plain, batched, float32; the same numbers as enformer-pytorch's own forward.
+
+Every window is read by itself (sharing between neighbours is a later matter). N is all zeros, positions outside the
+chromosome are 0.25 in each channel, the centre bins are kept. Weights come from a hub id, a folder, or architecture
+and seed. Reading and writing trunk folders is in ``trunk_files``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from einops import rearrange
+from enformer_pytorch import Enformer
+from jaxtyping import Float, UInt8
+from torch import nn
+
+from tfbind_store.errors import ConfigError, SpecError
+from tfbind_store.loci import Grid, Tiling
+from tfbind_store.precompute.embedder import Codes, TrunkGeometry, WindowEmbedding, batches, read_options
+from tfbind_store.precompute.trunk_files import (
+    CONFIG_FILE,
+    DOUBLED,
+    HEADS,
+    UNTRAINED,
+    WEIGHT_FILES,
+    Trunk,
+    TrunkCard,
+    architecture_of,
+    build_trunk,
+    load_trunk,
+    save_trunk,
+)
+from tfbind_store.precompute.weights import hub_folder, pick_device, weights_digest
+from tfbind_store.spec import EmbeddingSpec
+
+__all__ = [
+    "EnformerEmbedder",
+    "EnformerOptions",
+    "Trunk",
+    "TrunkCard",
+    "crop_bins",
+    "from_options",
+    "load_trunk",
+    "one_hot",
+    "random_trunk",
+    "reverse_complement",
+    "save_trunk",
+    "trunk_features",
+]
+
+OFFICIAL = "EleutherAI/enformer-official-rough"
+GAMMA_BINS = 1536
+"""enformer-pytorch's stored gamma features exist for this many bins only."""
+Tap = Literal["trunk", "transformer"]
+Strand = Literal["forward", "reverse", "mean"]
+CODE_ROWS = np.vstack([np.eye(4), np.zeros((1, 4)), np.full((1, 4), 0.25)]).astype(np.float32)
+"""One row per code: A, C, G, T, N, outside the chromosome; as ``seq_indices_to_one_hot`` has them."""
+COMPLEMENT = np.array([3, 2, 1, 0, 4, 5], dtype=np.uint8)
+ACTIVATIONS_PER_BATCH = 2**26
+"""Numbers in the stem's widest layer that one batch may hold (256 MiB in float32), where no batch size is given."""
+MAX_BATCH = 16
+CONV_GAIN = 1.15
+"""Of a random trunk: 1.0 fades the input out (bins differ by 0.02), 1.4 blows it up (values of 80)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnformerOptions:
+    """Where the weights come from and what is kept: either `checkpoint`, or `dim` and the rest of an architecture."""
+
+    checkpoint: str | None = None
+    """Hub id or folder."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    allow_download: bool = False
+    """Ask the hub for what is not on this machine."""
+    use_tf_gamma: bool | None = None
+    """TensorFlow's gamma features; None takes the checkpoint's word, and True for the official hub id."""
+    tap: Tap = "trunk"
+    """``trunk`` (2 x dim, after the last pointwise layer) or ``transformer`` (dim)."""
+    strand: Strand = "forward"
+    """``reverse`` and ``mean`` are stored in genome order."""
+    dim: int | None = None
+    """Width of a random trunk; with `heads`, dim / heads must be a multiple of 6."""
+    depth: int = 4
+    heads: int = 4
+    attn_dim_key: int = 32
+    num_downsamples: int = 7
+    dim_divisible_by: int = 16
+    seed: int = 0
+    """Of a random trunk's weights."""
+    batch_size: int | None = None
+    """Windows per forward pass; None chooses by size. Changes speed only."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda``, …"""
+
+
+def from_options(options: Mapping[str, Any]) -> EnformerEmbedder:
+    """Return the Enformer embedder for the registry.
+
+    Raises
+    ------
+    ConfigError
+        If neither or both of `checkpoint` and `dim` are given.
+    WeightsError
+        If the checkpoint is not on this machine.
+    """
+    choice = read_options(EnformerOptions, options, name="enformer")
+    if (choice.checkpoint is None) == (choice.dim is None):
+        raise ConfigError(
+            "enformer needs either a checkpoint or an architecture",
+            where="options of embedder enformer",
+            fix=f"checkpoint={OFFICIAL}, checkpoint=FOLDER, or dim=192 depth=4 heads=4 seed=0 (a random trunk)",
+        )
+    if choice.checkpoint is not None:
+        gamma = True if choice.use_tf_gamma is None and choice.checkpoint == OFFICIAL else choice.use_tf_gamma
+        folder = hub_folder(
+            choice.checkpoint,
+            files=(CONFIG_FILE, *WEIGHT_FILES),
+            allow_download=choice.allow_download,
+            revision=choice.revision,
+        )
+        trunk = load_trunk(folder, use_tf_gamma=gamma)
+    else:
+        names = ("dim", "depth", "heads", "attn_dim_key", "num_downsamples", "dim_divisible_by")
+        architecture = {name: getattr(choice, name) for name in names}
+        trunk = random_trunk({**architecture, "use_tf_gamma": bool(choice.use_tf_gamma)}, seed=choice.seed)
+    return EnformerEmbedder(
+        trunk, tap=choice.tap, strand=choice.strand, batch_size=choice.batch_size, device=choice.device
+    )
+
+
+class EnformerEmbedder:
+    """A frozen Enformer.
+
+    Parameters
+    ----------
+    trunk
+        Model and card, as `load_trunk` or `random_trunk` give them.
+    tap, strand, batch_size, device
+        As in `EnformerOptions`.
+    """
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        *,
+        tap: Tap = "trunk",
+        strand: Strand = "forward",
+        batch_size: int | None = None,
+        device: str = "auto",
+    ) -> None:
+        self.device = pick_device(device)
+        self.model = trunk.model.to(self.device).eval()
+        self.card = trunk.card
+        self.tap: Tap = tap
+        self.strand: Strand = strand
+        self.batch_size = batch_size
+        self._digest = weights_digest(self.model.state_dict(), skip=(DOUBLED, HEADS))
+
+    @property
+    def geometry(self) -> TrunkGeometry:
+        """Bins of 2^num_downsamples bp; any whole number of them, or 1536 with TensorFlow's gamma features."""
+        config = self.model.config
+        bin_bp = 2**config.num_downsamples
+        return TrunkGeometry(
+            bin_bp=bin_bp,
+            dim=2 * config.dim if self.tap == "trunk" else config.dim,
+            taps=("trunk", "transformer"),
+            window_bp=GAMMA_BINS * bin_bp if config.use_tf_gamma else None,
+        )
+
+    def spec(self, genome_digest: str, grid: Grid) -> EmbeddingSpec:
+        """Return the spec; the weights are named by their digest."""
+        self.geometry.require_fits(grid, where="enformer")
+        architecture = architecture_of(self.model)
+        identity = {
+            "class": "enformer_pytorch.Enformer",
+            "architecture": {
+                name: value
+                for name, value in architecture.items()
+                if name != "output_heads" and not name.endswith("dropout") and name != "dropout_rate"
+            },
+            "weights_sha256": self._digest,
+            "layer": self.tap,
+            "strand": self.strand,
+            "crop": "centre",
+            "n_policy": "zeros",
+            "pad_policy": "quarter",
+            "matmul": "float32",
+            "trained_on": self.card.trained_on_json,
+        }
+        return EmbeddingSpec(
+            kind="windows",
+            embedder="enformer",
+            dim=self.geometry.dim,
+            identity=identity,
+            grid={"window_bp": grid.window_bp, "n_bins": grid.n_bins, "bin_bp": grid.bin_bp},
+            genome=genome_digest,
+        )
+
+    def embed(self, windows: Sequence[int], codes: Codes, tiling: Tiling) -> Iterator[WindowEmbedding]:
+        """Yield the kept bins of each window, batch by batch."""
+        self.geometry.require_fits(tiling.grid, where="enformer")
+        size = self.batch_size or self._usual_batch(tiling.grid.window_bp)
+        for batch in batches(windows, size):
+            values = self._forward(np.stack([codes(tiling.read(window)) for window in batch]), tiling.grid.n_bins)
+            for window, kept in zip(batch, values.cpu().numpy(), strict=True):
+                yield WindowEmbedding(window, kept)
+
+    def _forward(self, codes: UInt8[np.ndarray, "b bp"], n_bins: int) -> Float[torch.Tensor, "b n_bins dim"]:
+        with torch.inference_mode(), exact_float32(self.device):
+            if self.strand == "forward":
+                return self._strand(codes, n_bins)
+            backward = self._strand(reverse_complement(codes), n_bins).flip(1)
+            if self.strand == "reverse":
+                return backward
+            return (self._strand(codes, n_bins) + backward) / 2
+
+    def _strand(self, codes: UInt8[np.ndarray, "b bp"], n_bins: int) -> Float[torch.Tensor, "b n_bins dim"]:
+        return trunk_features(self.model, one_hot(codes).to(self.device), n_bins=n_bins, tap=self.tap)
+
+    def _usual_batch(self, window_bp: int) -> int:
+        widest = window_bp * int(self.model.config.dim) // 2
+        return min(MAX_BATCH, max(1, ACTIVATIONS_PER_BATCH // widest))
+
+
+def one_hot(codes: UInt8[np.ndarray, "b bp"]) -> Float[torch.Tensor, "b bp 4"]:
+    """Return sequence codes as Enformer reads them.
+
+    Examples
+    --------
+    >>> one_hot(np.array([[2, 4, 5]], dtype=np.uint8)).tolist()
+    [[[0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]]]
+    """
+    return torch.from_numpy(CODE_ROWS[codes])
+
+
+def reverse_complement(codes: UInt8[np.ndarray, "b bp"]) -> UInt8[np.ndarray, "b bp"]:
+    """Return the other strand, read in its own direction.
+
+    Examples
+    --------
+    >>> reverse_complement(np.array([[0, 0, 1, 5]], dtype=np.uint8)).tolist()
+    [[5, 2, 3, 3]]
+    """
+    flipped: UInt8[np.ndarray, "b bp"] = COMPLEMENT[codes[:, ::-1]]
+    return flipped
+
+
+def trunk_features(
+    model: Enformer, sequence: Float[torch.Tensor, "b bp 4"], *, n_bins: int, tap: Tap = "trunk"
+) -> Float[torch.Tensor, "b n_bins dim"]:
+    """Run the trunk and keep the centre bins; gradients flow if they are on.
+
+    The crop comes before the last pointwise layer, as in the model's own order.
+    """
+    x = rearrange(sequence, "b n d -> b d n")
+    x = model.conv_tower(model.stem(x))
+    x = model.transformer(rearrange(x, "b d n -> b n d"))
+    x = crop_bins(x, n_bins)
+    return x if tap == "transformer" else model.final_pointwise(x)
+
+
+def crop_bins(x: Float[torch.Tensor, "b n d"], n_bins: int) -> Float[torch.Tensor, "b n_bins d"]:
+    """Keep exactly the `n_bins` centre bins.
+
+    Raises
+    ------
+    SpecError
+        If an odd number of bins is to go: there is no centre then (enformer-pytorch silently drops one bin more).
+    """
+    spare = x.shape[1] - n_bins
+    if spare < 0 or spare % 2:
+        raise SpecError(f"{n_bins} bins are not the centre of {x.shape[1]}", where="enformer")
+    return x[:, spare // 2 : spare // 2 + n_bins]
+
+
+def random_trunk(architecture: Mapping[str, Any], *, seed: int) -> Trunk:
+    """Return an untrained trunk whose output depends on every part of its input.
+
+    A default-initialised Enformer hardly reads its input: attention's ``to_out`` is zero, the BatchNorm statistics are
+    0 and 1, and the convolutions shrink the signal. All of these are drawn anew here, from `seed` alone.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_trunk({"output_heads": {}, **architecture}, where="architecture")
+        for name, module in model.named_modules():
+            if not name.startswith(DOUBLED):
+                _draw(name, module)
+    return Trunk(model.eval(), UNTRAINED)
+
+
+@torch.no_grad()
+def _draw(name: str, module: nn.Module) -> None:
+    if isinstance(module, nn.Conv1d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        module.weight.mul_(CONV_GAIN)
+    elif isinstance(module, nn.BatchNorm1d):
+        assert module.running_mean is not None, "Enformer tracks its statistics"
+        assert module.running_var is not None, "Enformer tracks its statistics"
+        module.running_mean.normal_(0, 0.1)
+        module.running_var.uniform_(0.5, 1.5)
+        module.weight.uniform_(0.8, 1.2)
+        module.bias.normal_(0, 0.1)
+    elif isinstance(module, nn.LayerNorm):
+        module.weight.uniform_(0.8, 1.2)
+        module.bias.normal_(0, 0.1)
+    elif isinstance(module, nn.Linear) and name.endswith("to_out"):
+        nn.init.xavier_normal_(module.weight)
+        module.bias.normal_(0, 0.1)
+
+
+@contextlib.contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Switch TF32 off on a GPU for a while; does nothing elsewhere."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
