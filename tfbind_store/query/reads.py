@@ -1,0 +1,128 @@
+"""What this package asks the catalog: all its own SQL, each answer as numpy columns in a stated order.
+
+Queries from users go through ``Catalog.untrusted``, not through here.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from jaxtyping import Bool, Integer
+
+from tfbind_store.catalog import Catalog, Columns
+from tfbind_store.query.stretches import bin_spans
+from tfbind_store.store import Store
+
+_ACGT = 4  # codes below this are bases
+
+_EXPERIMENTS = """
+    SELECT e.experiment_id, e.experiment, e.factor_id, f.factor, f.has_protein, e.biotype_id, b.biotype,
+           b.base_biotype, coalesce(p.n_peaks, 0)::BIGINT AS n_peaks
+    FROM data.experiments e
+    JOIN data.factors f USING (factor_id)
+    JOIN data.biotypes b USING (biotype_id)
+    LEFT JOIN (SELECT experiment_id, count(*) AS n_peaks FROM data.peaks GROUP BY experiment_id) p USING (experiment_id)
+    ORDER BY e.experiment_id
+"""
+_PEAKS = """
+    SELECT experiment_id, chrom_id, start_bp, end_bp, summit_bp, score
+    FROM data.peaks ORDER BY experiment_id, chrom_id, summit_bp, start_bp, end_bp, score
+"""
+_RELAXED = """
+    SELECT experiment_id, chrom_id, start_bp, end_bp, start_bp AS summit_bp
+    FROM data.relaxed_peaks ORDER BY experiment_id, chrom_id, start_bp, end_bp
+"""
+_LABELLED = """
+    SELECT DISTINCT es.experiment_id, sc.chrom_id
+    FROM data.experiment_sources es
+    JOIN data.sources s USING (source_id)
+    JOIN data.source_chromosomes sc USING (source_id)
+    WHERE s.kind <> 'relaxed' ORDER BY ALL
+"""
+_EXCLUSIONS = "SELECT chrom_id, start_bp, end_bp FROM data.exclusions ORDER BY ALL"
+_WINDOWS_WITH_N = "SELECT window_id FROM data.windows WHERE n_fraction > 0 ORDER BY window_id"
+_EMPTY_WINDOWS = "SELECT window_id FROM data.windows WHERE gc_fraction IS NULL ORDER BY window_id"
+_SUBUNITS = """
+    SELECT f.factor_id, f.factor, s.gene, p.sha256
+    FROM data.factors f
+    JOIN data.factor_subunits s USING (factor_id)
+    LEFT JOIN data.proteins p USING (protein_id)
+    ORDER BY f.factor_id, s.position
+"""
+_SYNONYMS = "SELECT synonym, symbol FROM data.synonyms ORDER BY ALL"
+
+
+def experiments(catalog: Catalog) -> Columns:
+    """Return every experiment with its factor and biotype, ascending by id."""
+    return catalog.columns(_EXPERIMENTS)
+
+
+def peaks(catalog: Catalog) -> Columns:
+    """Return every peak, by experiment and place."""
+    return catalog.columns(_PEAKS)
+
+
+def relaxed_peaks(catalog: Catalog) -> Columns:
+    """Return every relaxed peak, by experiment and place."""
+    return catalog.columns(_RELAXED)
+
+
+def exclusions(catalog: Catalog) -> Columns:
+    """Return every blacklisted stretch."""
+    return catalog.columns(_EXCLUSIONS)
+
+
+def subunits(catalog: Catalog) -> list[tuple[int, str, str, str | None]]:
+    """Return (factor_id, factor, gene, sha256 of its sequence or None) for every subunit of every factor."""
+    return [(int(factor_id), factor, gene, sha256) for factor_id, factor, gene, sha256 in catalog.rows(_SUBUNITS)]
+
+
+def synonyms(catalog: Catalog) -> dict[str, str]:
+    """Return the symbol that each synonym stands for; a synonym of several symbols is left out."""
+    pairs = catalog.rows(_SYNONYMS)
+    often = {name for (name, _), (other, _) in pairwise(pairs) if name == other}
+    return {synonym: symbol for synonym, symbol in pairs if synonym not in often}
+
+
+def labelled_chromosomes(
+    catalog: Catalog, experiment_ids: Integer[np.ndarray, " e"], n_chroms: int
+) -> Bool[np.ndarray, "e chroms"]:
+    """Return on which chromosomes each experiment's sources looked; `experiment_ids` ascend."""
+    pairs = catalog.columns(_LABELLED)
+    labelled = np.zeros((len(experiment_ids), n_chroms), dtype=bool)
+    known = np.isin(pairs["experiment_id"], experiment_ids)
+    labelled[np.searchsorted(experiment_ids, pairs["experiment_id"][known]), pairs["chrom_id"][known]] = True
+    return labelled
+
+
+def empty_windows(catalog: Catalog, n_windows: int) -> Bool[np.ndarray, " windows"]:
+    """Return which windows hold no A, C, G or T in their kept bins: nobody embeds them."""
+    empty = np.zeros(n_windows, dtype=bool)
+    empty[catalog.columns(_EMPTY_WINDOWS)["window_id"]] = True
+    return empty
+
+
+def acgt_per_bin(store: Store, catalog: Catalog) -> Integer[np.ndarray, " bins"]:
+    """Return how many bases of each global bin are A, C, G or T; 0 past chromosome ends."""
+    tiling, bin_bp = store.tiling, store.tiling.grid.bin_bp
+    counts = np.zeros(tiling.n_bins, dtype=np.int32)
+    for chrom, length_bp in enumerate(tiling.lengths_bp):
+        bins = tiling.global_bins(chrom)
+        counts[bins] = bin_bp
+        counts[bins[-1]] = length_bp - (len(bins) - 1) * bin_bp
+    for window in catalog.columns(_WINDOWS_WITH_N)["window_id"].tolist():
+        codes = np.asarray(store.genome.codes(*tiling.kept(window)))
+        first = window * tiling.grid.n_bins
+        counts[first : first + tiling.grid.n_bins] = (codes.reshape(-1, bin_bp) < _ACGT).sum(axis=1)
+    return counts
+
+
+def scorable_bins(store: Store, catalog: Catalog) -> Bool[np.ndarray, " bins"]:
+    """Return which global bins hold a base that is not N and touch no blacklist."""
+    scorable = acgt_per_bin(store, catalog) > 0
+    table = exclusions(catalog)
+    spans = bin_spans(store.tiling, table["chrom_id"], table["start_bp"], table["end_bp"])
+    for first, last in zip(spans.first.tolist(), spans.last.tolist(), strict=True):
+        scorable[first : last + 1] = False
+    return scorable

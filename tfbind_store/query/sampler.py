@@ -1,0 +1,70 @@
+"""In which order a loader visits the rows of a selection: seeded, exactly once per epoch, near in memory.
+
+Rows of one window lie together on disk. The distinct windows are shuffled and cut into blocks; the rows of a block are
+shuffled among themselves; blocks follow each other. Every draw is a hash (``draws``), so the order depends on the seed,
+the epoch and the rows alone. Nothing here reads embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Int64, Integer
+
+from tfbind_store.errors import ConfigError
+from tfbind_store.query import draws
+
+
+def epoch_order(
+    windows: Integer[np.ndarray, " rows"], *, block_windows: int, seed: int, epoch: int
+) -> Int64[np.ndarray, " rows"]:
+    """Return the places of the rows in the order in which an epoch visits them: a permutation.
+
+    Parameters
+    ----------
+    windows
+        The window of each row.
+    block_windows
+        Windows whose rows are mixed; 1 reads window after window, more mixes better and touches more memory at once.
+    seed, epoch
+        Another epoch is another order.
+
+    Examples
+    --------
+    >>> sorted(epoch_order(np.array([4, 4, 9]), block_windows=1, seed=0, epoch=0).tolist())
+    [0, 1, 2]
+    """
+    if block_windows < 1:
+        raise ConfigError(f"block_windows is {block_windows}, must be at least 1", where="loader")
+    rows = np.arange(len(windows), dtype=np.int64)
+    distinct, which = np.unique(windows, return_inverse=True)
+    epochs = np.full(max(len(distinct), len(rows)), epoch, dtype=np.int64)
+    window_draw = draws.draw(seed, "window order", epochs[: len(distinct)], distinct.astype(np.int64))
+    rank = np.empty(len(distinct), dtype=np.int64)
+    rank[np.lexsort((distinct, window_draw))] = np.arange(len(distinct))
+    block = (rank // block_windows)[which]
+    row_draw = draws.draw(seed, "row order", epochs[: len(rows)], rows)
+    return np.lexsort((rows, row_draw, block)).astype(np.int64)
+
+
+def batches_of(
+    order: Int64[np.ndarray, " rows"], *, batch_size: int, first_batch: int = 0, part: int = 0, n_parts: int = 1
+) -> Iterator[tuple[int, Int64[np.ndarray, " b"]]]:
+    """Cut an order into batches and yield (number of the batch, rows); the last batch may be shorter.
+
+    Parameters
+    ----------
+    first_batch
+        Number of the batch to begin with: what a resumed run has not seen.
+    part, n_parts
+        Yield only the batches whose number leaves `part` when divided by `n_parts`: workers share an epoch without
+        overlap, and together see every row once.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}, must be at least 1", where="loader")
+    if not 0 <= part < n_parts:
+        raise ConfigError(f"part {part} is not one of {n_parts} parts", where="loader")
+    n_batches = -(-len(order) // batch_size)
+    for number in range(first_batch + (part - first_batch) % n_parts, n_batches, n_parts):
+        yield number, order[number * batch_size : (number + 1) * batch_size]
