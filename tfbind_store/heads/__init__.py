@@ -1,0 +1,38 @@
+"""Heads: the small trained modules on top of stored embeddings. Importing this package fills `HEADS`."""
+
+from __future__ import annotations
+
+from tfbind_store.heads.adapter import Adapter, AdapterConfig
+from tfbind_store.heads.base import HEADS, Geometry, Head, HeadConfig, Scaling, make_head
+from tfbind_store.heads.checkpoint import (
+    Checkpoint,
+    CheckpointHeader,
+    header_for,
+    load_checkpoint,
+    read_header,
+    save_checkpoint,
+)
+from tfbind_store.heads.linear import LinearConfig, LinearProbe
+from tfbind_store.heads.losses import LossConfig, batch_loss, cell_losses
+
+__all__ = [
+    "HEADS",
+    "Adapter",
+    "AdapterConfig",
+    "Checkpoint",
+    "CheckpointHeader",
+    "Geometry",
+    "Head",
+    "HeadConfig",
+    "LinearConfig",
+    "LinearProbe",
+    "LossConfig",
+    "Scaling",
+    "batch_loss",
+    "cell_losses",
+    "header_for",
+    "load_checkpoint",
+    "make_head",
+    "read_header",
+    "save_checkpoint",
+]

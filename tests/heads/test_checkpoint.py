@@ -1,0 +1,77 @@
+import json
+
+import pytest
+import safetensors
+import safetensors.torch
+import torch
+
+from tests.head_contract import shaken_head
+from tfbind_store.errors import CheckpointError
+from tfbind_store.heads import header_for, load_checkpoint, read_header, save_checkpoint
+
+
+@pytest.fixture
+def saved(tmp_path):
+    head = shaken_head("linear", {})
+    header = header_for(
+        head,
+        arrays={"windows": {"name": "embeddings/windows", "fingerprint": "a" * 64}},
+        trained_on={"factors": ["REB1"], "chromosomes": ["chrI"], "biotypes": ["BY4741"]},
+        metrics={"auprc": 0.25},
+    )
+    path = tmp_path / "head.safetensors"
+    save_checkpoint(path, head, header)
+    return path, header
+
+
+def test_header_is_read_without_the_weights(saved):
+    path, header = saved
+    assert read_header(path) == header
+
+
+def test_header_is_json_in_the_safetensors_metadata(saved):
+    with safetensors.safe_open(saved[0], framework="pt") as file:
+        metadata = file.metadata()
+    said = json.loads(metadata["tfbind_head"])
+    assert said["format"] == "tfbind_store.head"
+    assert said["header"]["trained_on"]["factors"] == ["REB1"]
+
+
+def test_same_head_gives_the_same_bytes(saved, tmp_path):
+    path, header = saved
+    head = load_checkpoint(path).head
+    save_checkpoint(tmp_path / "again.safetensors", head, header)
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+
+
+def test_another_array_is_refused_with_its_kind(saved):
+    assert load_checkpoint(saved[0], expected_arrays={"windows": "a" * 64}).head.name == "linear"
+    with pytest.raises(CheckpointError, match=r"arrays\.windows\.fingerprint"):
+        load_checkpoint(saved[0], expected_arrays={"windows": "b" * 64})
+
+
+def test_truncated_file_is_refused(saved):
+    saved[0].write_bytes(saved[0].read_bytes()[:-8])
+    with pytest.raises(CheckpointError):
+        load_checkpoint(saved[0])
+
+
+def test_absent_file_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no such checkpoint"):
+        read_header(tmp_path / "head.safetensors")
+
+
+def test_file_of_others_is_refused(tmp_path):
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(CheckpointError, match="this code reads"):
+        read_header(tmp_path / "x.safetensors")
+
+
+def test_failed_write_leaves_the_old_file(saved, monkeypatch):
+    path, header = saved
+    before = path.read_bytes()
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no space")))
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(path, shaken_head("linear", {}, seed=1), header)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["head.safetensors"]

@@ -1,0 +1,153 @@
+"""The default head: both sides projected to a small width, a factor's residues read once, matrix products at the end.
+
+Per distinct factor, learned queries pick a few tokens from its residues (a complex is the union of its subunits'
+residues). Per pair, the context conditions the tokens (FiLM, 1 + gamma), the weight of each FILIP head and, through
+them, everything else. A bin meets a pair by FILIP late interaction with the tokens, by a plain product of two vectors
+(`tower_dim`), or both, added up. With `joint_depth`, bins attend to the tokens before FILIP.
+"""
+
+# g groups · n bins · d trunk dim · p pairs · f factors · l residues · e protein dim · t context dim
+# k tokens per factor · w width
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from tfbind_store.errors import ConfigError
+from tfbind_store.heads.base import Geometry, Head, HeadConfig, Pairs, register
+from tfbind_store.heads.blocks import MIN_TEMPERATURE, FeedForward, Filip, FiLM, Hypergrid, QueryPool, TokenAttention
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig(HeadConfig):
+    """Sizes of the adapter head."""
+
+    width: int = 128
+    """Numbers per bin and per token."""
+    n_queries: int = 8
+    """Tokens per factor."""
+    filip_heads: int = 32
+    """Heads of the late interaction; 0 leaves FILIP (and the joint attention) out."""
+    filip_dim: int = 16
+    """Width of one FILIP head."""
+    temperature: float = 0.1
+    """Of the log-average-exp over tokens: small is close to the maximum, large to the mean."""
+    tower_dim: int = 128
+    """Length of the two vectors whose product scores a bin with a pair; 0 leaves it out."""
+    joint_depth: int = 0
+    """Blocks of cross-attention from bins to tokens before FILIP; each costs more than all the rest."""
+    attention_heads: int = 4
+    """Heads of the joint cross-attention."""
+    film: bool = True
+    """Condition the tokens on the context."""
+    hypergrid: bool = False
+    """Mix the FILIP heads by a matrix gated by the context."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fixes = {
+            "choose width as a multiple of attention_heads": bool(self.width % self.attention_heads),
+            "choose filip_heads or tower_dim above 0": self.filip_heads <= 0 and self.tower_dim <= 0,
+            f"choose a temperature of at least {MIN_TEMPERATURE}": self.temperature < MIN_TEMPERATURE,
+            "choose n_queries of at least 1": self.n_queries < 1,
+        }
+        for fix, is_wrong in fixes.items():
+            if is_wrong:
+                raise ConfigError("sizes of the adapter head do not fit together", where="head adapter", fix=fix)
+
+
+@register("adapter")
+class Adapter(Head):
+    """See the module's docstring."""
+
+    config_class = AdapterConfig
+
+    def __init__(self, config: AdapterConfig, geometry: Geometry) -> None:
+        super().__init__(config, geometry)
+        width, flat = config.width, config.n_queries * config.width
+        self.project_dna = nn.Linear(geometry.dna_dim, width)
+        self.feed_dna = nn.Sequential(FeedForward(width, dropout=config.dropout), nn.LayerNorm(width))
+        self.pool = QueryPool(geometry.protein_dim, width, n_queries=config.n_queries)
+        self.feed_token = nn.Sequential(FeedForward(width, dropout=config.dropout), nn.LayerNorm(width))
+        self.film = FiLM(width, context_dim=geometry.context_dim) if config.film else None
+        self.summary = nn.Sequential(
+            nn.Linear(flat + geometry.context_dim, 2 * width), nn.GELU(), nn.Dropout(config.dropout)
+        )
+        self.pair_bias = nn.Linear(2 * width, 1)
+        if config.tower_dim:
+            self.tower_dna = nn.Linear(width, config.tower_dim)
+            self.tower_pair = nn.Linear(2 * width, config.tower_dim)
+        if config.filip_heads:
+            self._build_filip(config, geometry)
+
+    def _build_filip(self, config: AdapterConfig, geometry: Geometry) -> None:
+        self.joint = nn.ModuleList(
+            TokenAttention(config.width, heads=config.attention_heads, dropout=config.dropout)
+            for _ in range(config.joint_depth)
+        )
+        self.filip = Filip(
+            config.width, heads=config.filip_heads, head_dim=config.filip_dim, temperature=config.temperature
+        )
+        self.grid = Hypergrid(config.filip_heads, context_dim=geometry.context_dim) if config.hypergrid else None
+        # cosines are small: heads start with a weight at which their sum spans a few logits
+        self.head_weights = nn.Parameter(torch.randn(config.filip_heads) * 4 * config.filip_heads**-0.5)
+        self.head_gamma = nn.Linear(2 * config.width, config.filip_heads)
+        nn.init.zeros_(self.head_gamma.weight)
+        nn.init.zeros_(self.head_gamma.bias)
+
+    @property
+    def options(self) -> AdapterConfig:
+        """The config, by its own type."""
+        return cast(AdapterConfig, self.config)
+
+    def encode_factors(
+        self, protein: Float[Tensor, "f l e"], mask: Bool[Tensor, "f l"], subunit: Int[Tensor, "f l"]
+    ) -> Float[Tensor, "f k w"]:
+        """Return the tokens of each factor."""
+        return cast(Tensor, self.feed_token(self.pool(self.protein_scale(protein), mask)))
+
+    def encode_pairs(self, factors: Float[Tensor, "p k w"], context: Float[Tensor, "p t"]) -> Pairs:
+        """Return (bias, tower vector, FILIP tokens, weight of each FILIP head, tokens); parts left out are absent."""
+        context = F.normalize(context.float(), dim=-1)
+        tokens = factors if self.film is None else self.film(factors, context)
+        summary = self.summary(torch.cat([rearrange(tokens, "p k w -> p (k w)"), context], dim=-1))
+        parts = [self.pair_bias(summary).squeeze(-1)]
+        if self.options.tower_dim:
+            parts.append(self.tower_pair(summary))
+        if self.options.filip_heads:
+            weights = self.head_weights * (1 + self.head_gamma(summary))
+            # the sum over heads is linear: the grid folds into it, one vector per pair instead of a matrix
+            if self.grid is not None:
+                weights = torch.einsum("pio,po->pi", self.grid.grid(context), weights)
+            parts += [self.filip.project_tokens(tokens), weights]
+            if self.joint:
+                parts.append(tokens)
+        return tuple(parts)
+
+    def encode_dna(self, dna: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape w"]:
+        """Return the hidden numbers of each bin."""
+        return cast(Tensor, self.feed_dna(self.project_dna(self.dna_scale(dna))))
+
+    def interact(self, dna: Float[Tensor, "g n w"], pairs: Pairs) -> Float[Tensor, "g n p"]:
+        """Return the logits of bins with pairs."""
+        rest = list(pairs)
+        logits = self.logit_bias + rest.pop(0).float().unsqueeze(1)
+        if self.options.tower_dim:
+            vectors = rest.pop(0)
+            scale = self.options.tower_dim**-0.5
+            logits = logits + (self.tower_dna(dna) @ vectors.transpose(1, 2)).float() * scale
+        if self.options.filip_heads:
+            units, weights = rest[:2]
+            bins = dna.unsqueeze(2)
+            for block in self.joint:
+                bins = block(bins, rest[2])
+            met = self.filip(bins, units) * rearrange(weights.float(), "g p h -> g h () p")
+            logits = logits + met.sum(1)
+        return logits.expand(-1, dna.shape[1], -1)

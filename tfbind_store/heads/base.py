@@ -1,0 +1,209 @@
+"""What every head is: tensors in, one logit per bin out.
+
+A head works on *pairs* of a factor and a context. The protein side is done once per distinct factor
+(`encode_factors`), once more per pair (`encode_pairs`), and only the last step (`interact`) meets the DNA. Training
+rows and whole genomes go through the same three steps, so that a bin has the same score in a batch, in another batch
+and in a dense pass. Heads see tensors only: no store, no SQL.
+"""
+
+# b rows · g groups · n bins · d trunk dim · f factors · l residues · e protein dim · c contexts · t context dim
+# p pairs of factor and context · w whatever width a head chooses
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from tfbind_store.batch import Batch
+from tfbind_store.config import from_mapping, to_mapping
+from tfbind_store.errors import ConfigError
+
+Pairs = tuple[Tensor, ...]
+"""What a head knows of each pair before it sees DNA: tensors whose first axis is the pair."""
+
+
+class Geometry(NamedTuple):
+    """The widths of the embeddings that a head reads."""
+
+    dna_dim: int
+    protein_dim: int
+    context_dim: int
+
+
+class Scaling(NamedTuple):
+    """Mean and standard deviation of each channel of the embeddings, from training rows only."""
+
+    dna_mean: Float[Tensor, " d"]
+    dna_std: Float[Tensor, " d"]
+    protein_mean: Float[Tensor, " e"]
+    protein_std: Float[Tensor, " e"]
+
+
+class Standardise(nn.Module):
+    """Subtract a channel's mean and divide by its standard deviation; does nothing until `fit`."""
+
+    mean: Tensor
+    inverse_std: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("inverse_std", torch.ones(dim))
+
+    def fit(self, mean: Float[Tensor, " dim"], std: Float[Tensor, " dim"]) -> None:
+        """Take over measured values; a channel that never varies is only centred."""
+        self.mean.copy_(mean)
+        self.inverse_std.copy_(torch.where(std > 1e-6, 1 / std.clamp(min=1e-6), torch.ones_like(std)))
+
+    def forward(self, x: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape dim"]:
+        """Return the standardised values in fp32."""
+        return (x.float() - self.mean) * self.inverse_std
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """What all heads share."""
+
+    dropout: float = 0.1
+    """Share of hidden numbers dropped in training."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout is {self.dropout}, must be in [0, 1)", where="head config")
+
+
+class Head(nn.Module):
+    """Base of all heads; a subclass gives `encode_factors`, `encode_pairs` and `interact`."""
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[HeadConfig]]
+
+    def __init__(self, config: HeadConfig, geometry: Geometry) -> None:
+        super().__init__()
+        self.config = config
+        self.geometry = geometry
+        self.dna_scale = Standardise(geometry.dna_dim)
+        self.protein_scale = Standardise(geometry.protein_dim)
+        self.logit_bias = nn.Parameter(torch.zeros(()))
+
+    def fit_scaling(self, scaling: Scaling, *, prevalence: float) -> None:
+        """Start from the training rows' channel statistics and prevalence."""
+        self.dna_scale.fit(scaling.dna_mean, scaling.dna_std)
+        self.protein_scale.fit(scaling.protein_mean, scaling.protein_std)
+        share = min(max(prevalence, 1e-6), 1 - 1e-6)
+        with torch.no_grad():
+            self.logit_bias.copy_(torch.logit(torch.tensor(share, dtype=torch.float64)).float())
+
+    def encode_factors(
+        self, protein: Float[Tensor, "f l e"], mask: Bool[Tensor, "f l"], subunit: Int[Tensor, "f l"]
+    ) -> Float[Tensor, "f *encoded"]:
+        """Read the residues of each distinct factor once."""
+        raise NotImplementedError
+
+    def encode_pairs(self, factors: Float[Tensor, "p *encoded"], context: Float[Tensor, "p t"]) -> Pairs:
+        """Meet each factor with its context; row i of both belong to pair i."""
+        raise NotImplementedError
+
+    def encode_dna(self, dna: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape w"]:
+        """Read bins without knowing the factor."""
+        raise NotImplementedError
+
+    def interact(self, dna: Float[Tensor, "g n w"], pairs: Pairs) -> Float[Tensor, "g n p"]:
+        """Score the bins of each group against the group's pairs (tensors [g, p, …])."""
+        raise NotImplementedError
+
+    def encode(self, batch: Batch[Tensor]) -> Pairs:
+        """Encode each distinct (factor, context) of a batch, given as aligned `factor_index` and `context_index`."""
+        factors = self.encode_factors(batch.protein, batch.mask, batch.subunit)
+        return self.encode_pairs(factors[batch.factor_index], batch.context[batch.context_index])
+
+    def forward(self, batch: Batch[Tensor]) -> Float[Tensor, "b n"]:
+        """Return one logit per bin of each row."""
+        n_contexts = batch.context.shape[0]
+        keys, row_pair = torch.unique(batch.factor_index * n_contexts + batch.context_index, return_inverse=True)
+        distinct = batch._replace(factor_index=keys // n_contexts, context_index=keys % n_contexts)
+        pairs = tuple(tensor[row_pair].unsqueeze(1) for tensor in self.encode(distinct))
+        return self.interact(self.encode_dna(batch.dna), pairs).squeeze(-1)
+
+    def score_pairs(
+        self, dna: Float[Tensor, "k d"], pairs: Pairs, *, max_cells: int = 20_000
+    ) -> Float[Tensor, "k p"]:
+        """Return the logit of every bin with every encoded pair.
+
+        Parameters
+        ----------
+        dna
+            Embeddings of any bins; their order means nothing to the answer.
+        pairs
+            From `encode`.
+        max_cells
+            Bins times pairs worked on at once: bounds the memory, changes nothing else.
+        """
+        hidden = self.encode_dna(dna).unsqueeze(0)
+        grouped = tuple(tensor.unsqueeze(0) for tensor in pairs)
+        n_pairs = pairs[0].shape[0]
+        step = max(1, max_cells // max(1, n_pairs))
+        parts = [self.interact(part, grouped)[0] for part in torch.split(hidden, step, dim=1)]
+        return torch.cat(parts) if parts else hidden.new_zeros(0, n_pairs)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what `make_head` needs to build this head again, without its weights."""
+        return {"head": self.name, "options": to_mapping(self.config), "geometry": self.geometry._asdict()}
+
+
+HEADS: dict[str, type[Head]] = {}
+HeadT = TypeVar("HeadT", bound=type[Head])
+
+
+def register(name: str) -> Callable[[HeadT], HeadT]:
+    """Give a head class its name in `HEADS`."""
+
+    def put(cls: HeadT) -> HeadT:
+        assert name not in HEADS, f"two heads are called {name}"
+        cls.name = name
+        HEADS[name] = cls
+        return cls
+
+    return put
+
+
+def head_class(name: str) -> type[Head]:
+    """Return the head class called `name`, or raise ConfigError with the nearest name."""
+    if name not in HEADS:
+        close = difflib.get_close_matches(name, HEADS, n=1)
+        fix = f"did you mean {close[0]}?" if close else f"known heads: {', '.join(sorted(HEADS))}"
+        raise ConfigError(f"unknown head {name!r}", where="head", fix=fix)
+    return HEADS[name]
+
+
+def check_keywords(cls: type[HeadConfig], options: Mapping[str, Any], *, where: str) -> None:
+    """Raise TypeError, naming the nearest known keyword, for the first option that `cls` does not have."""
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in options:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+            raise TypeError(f"{where} has no option {key!r}; {hint}")
+
+
+def make_head(name: str, geometry: Geometry, options: Mapping[str, Any] | None = None) -> Head:
+    """Build a head with random weights from torch's global generator.
+
+    Raises
+    ------
+    ConfigError
+        If no head is called `name`, or a value is of the wrong type.
+    TypeError
+        If an option is unknown; the message names the nearest.
+    """
+    cls = head_class(name)
+    values = dict(options or {})
+    check_keywords(cls.config_class, values, where=f"head {name!r}")
+    return cls(from_mapping(cast(Any, cls.config_class), values, where=f"head {name}"), geometry)

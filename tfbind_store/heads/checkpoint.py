@@ -1,0 +1,153 @@
+"""A trained head on disk: one safetensors file whose header says everything about where it came from.
+
+The header is JSON in the file's own metadata, so that a reader needs nothing beside the file. Files are written to a
+temporary name, synced and renamed. The trunk and the encoders are never inside; the fingerprints of their arrays are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from tfbind_store.errors import CheckpointError, ConfigError
+from tfbind_store.heads.base import Geometry, Head, make_head
+from tfbind_store.spec import canonical_json
+
+FORMAT = "tfbind_store.head"
+METADATA_KEY = "tfbind_head"  # one key: safetensors writes several in no fixed order
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointHeader:
+    """What a checkpoint says about itself; `docs/format.md` lists the same fields."""
+
+    head: str
+    """Name in `HEADS`."""
+    options: Mapping[str, Any]
+    """The head's config."""
+    geometry: Mapping[str, int]
+    """Widths of the embeddings it reads."""
+    arrays: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """For windows, proteins and contexts: the array's name and fingerprint."""
+    genome: str = ""
+    """Digest of the genome."""
+    selection: Mapping[str, Any] = field(default_factory=dict)
+    """The selection's description: name, SQL, parameters, split, counts."""
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
+    """Factors, chromosomes and biotypes of the training rows: what the leak check reads."""
+    trunk_trained_on: Mapping[str, Any] | None = None
+    """The same of the trunk, where known; None where not."""
+    train: Mapping[str, Any] = field(default_factory=dict)
+    """The training config."""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Step and validation scores at which these weights were taken."""
+
+
+class Checkpoint(NamedTuple):
+    """A head with its header."""
+
+    head: Head
+    header: CheckpointHeader
+
+
+def header_for(head: Head, **fields: Any) -> CheckpointHeader:
+    """Return the header of `head`, its name, options and geometry filled in."""
+    return CheckpointHeader(**head.settings(), **fields)
+
+
+def save_checkpoint(path: Path | str, head: Head, header: CheckpointHeader) -> None:
+    """Write `head` to `path`, whole or not at all."""
+    assert header.head == head.name, "the header is of another head"
+    said = {"format": FORMAT, "version": VERSION, "header": dataclasses.asdict(header)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(head.state_dict().items())}
+    write_atomically(Path(path), safetensors.torch.save(tensors, {METADATA_KEY: canonical_json(said)}))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put `content` at `path` by temporary file, sync and rename."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def read_header(path: Path | str) -> CheckpointHeader:
+    """Read what a checkpoint says about itself, without its weights.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is absent, damaged, of another format or version.
+    """
+    path = Path(path)
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError as error:
+        raise CheckpointError("no such checkpoint", where=str(path), fix="train one: tfbind train") from error
+    except Exception as error:  # the library has one error class of its own and passes on others
+        raise CheckpointError(f"no safetensors file: {error}", where=str(path)) from error
+    try:
+        said = json.loads(metadata.get(METADATA_KEY, "{}"))
+        if said.get("format") != FORMAT or said.get("version") != VERSION:
+            found = f"{said.get('format')!r} version {said.get('version')!r}"
+            raise CheckpointError(f"format is {found}, this code reads {FORMAT!r} version {VERSION}", where=str(path))
+        return CheckpointHeader(**said["header"])
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"header cannot be read: {error}", where=str(path)) from error
+
+
+def load_checkpoint(path: Path | str, *, expected_arrays: Mapping[str, str] | None = None) -> Checkpoint:
+    """Read a head and its header.
+
+    Parameters
+    ----------
+    path
+        A file that `save_checkpoint` wrote.
+    expected_arrays
+        Fingerprint of the store's array of each kind; a head trained on another is refused.
+
+    Raises
+    ------
+    CheckpointError
+        If the file cannot be read, or the store's embeddings are not those that the head was trained on.
+    """
+    header = read_header(path)
+    for kind, fingerprint in (expected_arrays or {}).items():
+        trained = header.arrays.get(kind, {}).get("fingerprint")
+        if trained != fingerprint:
+            raise CheckpointError(
+                f"head was trained on {kind} {str(trained)[:12]}, this store has {fingerprint[:12]}",
+                where=f"{path}: arrays.{kind}.fingerprint",
+                fix="use the store that the head was trained on, or train a head on this one",
+            )
+    try:
+        head = make_head(header.head, Geometry(**header.geometry), header.options)
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+        head.load_state_dict(tensors)
+    except (ConfigError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"weights do not fit head {header.head!r}: {error}", where=str(path)) from error
+    return Checkpoint(head.eval(), header)
