@@ -217,7 +217,7 @@ def load_truth(store: Store, *, rule: LabelRule | str = "summit", experiment_ids
         experiments = reads.experiments(catalog)
         peaks, relaxed = reads.peaks(catalog), reads.relaxed_peaks(catalog)
         labelled = reads.labelled_chromosomes(catalog, experiments["experiment_id"], len(store.tiling.chroms))
-        scorable = reads.scorable_bins(store, catalog)
+        scorable = reads.scorable_bins(store.tiling, reads.acgt_per_bin(store, catalog), reads.exclusions(catalog))
     ids = experiments["experiment_id"]
     chosen = np.ones(len(ids), bool) if experiment_ids is None else np.isin(ids, list(experiment_ids))
     return Truth.build(

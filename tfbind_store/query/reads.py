@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Integer
 
 from tfbind_store.catalog import Catalog, Columns
+from tfbind_store.loci import Tiling
 from tfbind_store.query.stretches import bin_spans
 from tfbind_store.store import Store
 
@@ -118,11 +119,10 @@ def acgt_per_bin(store: Store, catalog: Catalog) -> Integer[np.ndarray, " bins"]
     return counts
 
 
-def scorable_bins(store: Store, catalog: Catalog) -> Bool[np.ndarray, " bins"]:
-    """Return which global bins hold a base that is not N and touch no blacklist."""
-    scorable = acgt_per_bin(store, catalog) > 0
-    table = exclusions(catalog)
-    spans = bin_spans(store.tiling, table["chrom_id"], table["start_bp"], table["end_bp"])
+def scorable_bins(tiling: Tiling, acgt: Integer[np.ndarray, " bins"], excluded: Columns) -> Bool[np.ndarray, " bins"]:
+    """Return which global bins hold a base that is not N and touch no blacklist (`exclusions`)."""
+    scorable: Bool[np.ndarray, " bins"] = np.asarray(acgt) > 0
+    spans = bin_spans(tiling, excluded["chrom_id"], excluded["start_bp"], excluded["end_bp"])
     for first, last in zip(spans.first.tolist(), spans.last.tolist(), strict=True):
         scorable[first : last + 1] = False
     return scorable

@@ -25,7 +25,7 @@ from tfbind_store.query import draws
 
 SPLITS = ("train", "valid", "test")
 TRAIN, VALID, TEST = 0, 1, 2
-UNUSED = -1
+UNUSED, BETWEEN = -1, -2
 HELD_OUT_KINDS = ("factor", "biotype")
 LEAK_KINDS = ("gene", "sequence", "treatment")
 UNSEEN = ("unseen_chromosome", "unseen_factor", "unseen_biotype")
@@ -144,7 +144,7 @@ def combine(
     """
     parts = np.stack([chrom, factor, biotype]).astype(np.int8)
     split: Int8[np.ndarray, " n"] = parts.max(axis=0)
-    split[(parts == VALID).any(axis=0) & (parts == TEST).any(axis=0)] = -2
+    split[(parts == VALID).any(axis=0) & (parts == TEST).any(axis=0)] = BETWEEN
     split[np.asarray(chrom) == UNUSED] = UNUSED
     return split
 
