@@ -110,9 +110,7 @@ def _hardware(folder: Path) -> list[Finding]:
     return [
         Finding("machine", "cores", str(n_cores), True),
         Finding("machine", "memory", size_text(memory), True),
-        Finding(
-            "machine", "disk", f"{size_text(free)} free", writable, low if writable else f"{here} cannot be written"
-        ),
+        Finding("machine", "disk", f"{size_text(free)} free", writable, note),
         _gpu(),
     ]
 

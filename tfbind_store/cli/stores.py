@@ -314,7 +314,8 @@ def _info_lines(value: Mapping[str, Any]) -> list[str]:
     grid = value["grid"]
     lines = [
         f"store: {value['store']}",
-        f"genome: {value['genome'][:12]}, {value['n_chromosomes']} chromosomes, {value['length_bp']:,} bp, {value['n_bp']:,} of them N",
+        f"genome: {value['genome'][:12]}, {value['n_chromosomes']} chromosomes, {value['length_bp']:,} bp, "
+        f"{value['n_bp']:,} of them N",
         f"grid: {grid['window_bp']:,} bp read, {grid['n_bins']} bins of {grid['bin_bp']} bp kept; "
         f"{value['n_windows']:,} windows",
         "catalog: " + ", ".join(f"{count:,} {name}" for name, count in value["catalog"].items() if count),

@@ -1,0 +1,155 @@
+"""The report's figures as SVG text: nothing but numbers in, nothing but text out.
+
+Text stays text in the SVG, so that a page with many figures is small and can be searched; colours are told apart by
+lightness too. Who chooses what to draw is ``report``.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+# Okabe and Ito's palette (2008), darkest first: distinct for colour-blind readers and in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+WIDTH_IN, HEIGHT_IN = 4.8, 3.9
+Points = Sequence[tuple[float, float]]
+_RC: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+class Picture(NamedTuple):
+    """One figure of the page."""
+
+    name: str
+    """File name without ending."""
+    svg: str
+    """The whole ``<svg>`` element."""
+    caption: str
+    """What it shows, in a sentence; also its alternative text."""
+
+
+def draw(name: str, caption: str, paint: Callable[[Axes], None]) -> Picture:
+    """Return the figure that `paint` draws on an empty pair of axes; the same input gives the same bytes."""
+    with mpl.rc_context({**_RC, "svg.hashsalt": name}):
+        figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
+        paint(figure.add_subplot())
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # The page decides the width; the height follows from the view box.
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    return Picture(name, svg.strip(), caption)
+
+
+def scatter_against(
+    name: str, caption: str, points: Mapping[str, Points], *, x_label: str, y_label: str, log: bool
+) -> Picture:
+    """Draw one dot per factor, with the diagonal on which both scores are equal."""
+
+    def paint(axes: Axes) -> None:
+        every = np.asarray([p for group in points.values() for p in group], dtype=float).reshape(-1, 2)
+        every = every[np.isfinite(every).all(axis=1)]
+        low = max(float(every.min()) * 0.8, 1e-4) if log and len(every) else 0.0
+        axes.plot([low, 1], [low, 1], color="#777777", linewidth=1)
+        for colour, (label, group) in zip(COLOURS, points.items(), strict=False):
+            x, y = _columns(group)
+            axes.scatter(x, y, s=14, color=colour, alpha=0.75, linewidths=0, label=f"{label} ({len(x)})")
+        if log:
+            axes.set(xscale="log", yscale="log", xlim=(low, 1.1), ylim=(low, 1.1))
+            _plain_numbers(axes, both=True)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        _legend(axes)
+
+    return draw(name, caption, paint)
+
+
+def scatter_counts(name: str, caption: str, points: Mapping[str, Points], *, x_label: str, y_label: str) -> Picture:
+    """Draw a score against a count, the count on a logarithmic axis."""
+
+    def paint(axes: Axes) -> None:
+        for colour, (label, group) in zip(COLOURS, points.items(), strict=False):
+            x, y = _columns(group)
+            axes.scatter(x, y, s=14, color=colour, alpha=0.75, linewidths=0, label=f"{label} ({len(x)})")
+        axes.set(xscale="log", xlabel=x_label, ylabel=y_label)
+        _plain_numbers(axes, both=False)
+        _legend(axes)
+
+    return draw(name, caption, paint)
+
+
+def lines(
+    name: str,
+    caption: str,
+    curves: Mapping[str, Points],
+    *,
+    x_label: str,
+    y_label: str,
+    markers: bool = False,
+    limits: tuple[float, float] | None = None,
+    diagonal: bool = False,
+) -> Picture:
+    """Draw one line per named curve."""
+
+    def paint(axes: Axes) -> None:
+        styles = ("-", "--", "-.", ":")
+        if diagonal:
+            axes.plot([0, 1], [0, 1], color="#999999", linewidth=1)
+        for index, (label, curve) in enumerate(curves.items()):
+            x, y = _columns(curve)
+            axes.plot(
+                x,
+                y,
+                color=COLOURS[index % len(COLOURS)],
+                linestyle=styles[index // len(COLOURS) % len(styles)],
+                marker="o" if markers else None,
+                markersize=4,
+                linewidth=1.6,
+                label=label,
+            )
+        axes.set(xlabel=x_label, ylabel=y_label)
+        if limits:
+            axes.set(ylim=limits)
+        _legend(axes)
+
+    return draw(name, caption, paint)
+
+
+def _columns(points: Points) -> tuple[list[float], list[float]]:
+    """Return x and y of the points that have both."""
+    finite = [(x, y) for x, y in points if np.isfinite(x) and np.isfinite(y)]
+    return [x for x, _ in finite], [y for _, y in finite]
+
+
+def _legend(axes: Axes) -> None:
+    """Name what is drawn, below the axes: inside, it would lie on the data."""
+    labels = axes.get_legend_handles_labels()[1]
+    if labels:
+        fits_twice = max(map(len, labels)) <= 24
+        axes.figure.legend(loc="outside lower center", ncols=2 if fits_twice else 1)
+
+
+def _plain_numbers(axes: Axes, *, both: bool) -> None:
+    plain = FuncFormatter(lambda value, _: f"{value:,.10g}")
+    for axis in (axes.xaxis, axes.yaxis) if both else (axes.xaxis,):
+        axis.set_major_formatter(plain)
+        axis.set_minor_formatter(NullFormatter())
