@@ -100,9 +100,14 @@ def free_bytes(path: Path) -> int:
     return 0
 
 
+def temporary_beside(path: Path) -> Path:
+    """Return a new name beside `path` under which to write what will be `path`."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+
+
 def write_temporary(path: Path, parts: Sequence[Bytes], *, fs: FileSystem = REAL) -> Path:
     """Write `parts` to a temporary name beside `path`, fsynced, and return that name; leaves nothing on failure."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+    temporary = temporary_beside(path)
     total = sum(memoryview(part).nbytes for part in parts)
     with typed_errors(path, need_bytes=total):
         descriptor = fs.open_exclusive(temporary)
@@ -130,10 +135,28 @@ def _write_all(fs: FileSystem, descriptor: int, data: memoryview) -> None:
         data = data[written:]
 
 
-def publish_temporary(temporary: Path, path: Path, *, fs: FileSystem = REAL) -> None:
-    """Give a fsynced temporary file its final name and make the name durable."""
+def publish_temporary(
+    temporary: Path, path: Path, *, fsync_first: bool = False, fs: FileSystem = REAL
+) -> None:
+    """Give a temporary file its final name and make the name durable.
+
+    Parameters
+    ----------
+    temporary, path
+        Both in one directory.
+    fsync_first
+        For a file that somebody else wrote (DuckDB): its bytes are brought to the disk before the rename.
+    fs
+        The calls to the operating system.
+    """
     with typed_errors(path):
         try:
+            if fsync_first:
+                descriptor = os.open(temporary, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    fs.fsync(descriptor)
+                finally:
+                    fs.close(descriptor)
             fs.rename(temporary, path)
         except BaseException:
             discard(temporary, fs=fs)
