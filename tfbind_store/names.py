@@ -184,9 +184,7 @@ def _known_symbol(name: str, known: Container[str], synonyms: Mapping[str, str] 
     return None
 
 
-def _all_known(
-    name: str, known: Container[str], synonyms: Mapping[str, str] | None
-) -> tuple[str, ...] | None:
+def _all_known(name: str, known: Container[str], synonyms: Mapping[str, str] | None) -> tuple[str, ...] | None:
     """Return the genes of `name` if every piece of it is known, else None."""
     whole = _known_symbol(name, known, synonyms)
     if whole is not None:

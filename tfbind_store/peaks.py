@@ -1,0 +1,237 @@
+"""Formats of peak files: what the columns mean, where the summit is, and which line is wrong.
+
+BED3 to BED6 and more, narrowPeak and broadPeak (ENCODE), and ReMap's 9 columns. Coordinates are bp, 0-based, half-open.
+This module makes a clean copy of a file (plain text, tabs, no header lines) and says how to read it; ``ingest`` has
+the catalog read the copy at scale, and comes back for `first_bad_line` when a row does not fit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+from tfbind_store.errors import PeakFileError
+from tfbind_store.textfiles import read_chunks, read_lines
+
+SNIFFED_ROWS = 1000
+_HEADER = re.compile(rb"(?m)^(?:#[^\n]*|(?:track|browser)(?:[ \t][^\n]*)?|[ \t]*)\n")
+_HEADER_LINE = re.compile(r"#.*|(?:track|browser)(?:[ \t].*)?|[ \t]*")
+_BLANKS = re.compile(rb"[ \t]+")
+_INTEGER = re.compile(r"[0-9]{1,12}")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?|[+-]?(inf|Inf|nan|NaN)")
+
+
+class PeakFormat(StrEnum):
+    """Which BED relative a file is."""
+
+    BED = "bed"
+    """chrom, start, end and, if there, name, score, strand; further columns are not read."""
+    NARROW_PEAK = "narrowpeak"
+    """ENCODE: column 7 signal, column 10 summit as offset from the start, -1 for none."""
+    BROAD_PEAK = "broadpeak"
+    """ENCODE: column 7 signal, no summit."""
+    REMAP = "remap"
+    """ReMap: columns 7 and 8 hold the summit, column 9 a colour."""
+
+    @property
+    def min_columns(self) -> int:
+        """Columns that every row must have."""
+        return {"bed": 3, "narrowpeak": 10, "broadpeak": 9, "remap": 9}[self.value]
+
+    def summit_sql(self) -> str:
+        """Return SQL for the summit over typed ``start_bp``, ``end_bp`` and text columns ``c7``, ``c10``.
+
+        A summit outside its peak is no summit: the midpoint ``(start + end) // 2`` stands in, as where none is given.
+        """
+        midpoint = "(start_bp + end_bp) // 2"
+        called = {
+            PeakFormat.NARROW_PEAK: "CASE WHEN c10 <> '-1' THEN start_bp + try_cast(c10 AS BIGINT) END",
+            PeakFormat.REMAP: "CASE WHEN try_cast(c8 AS BIGINT) - try_cast(c7 AS BIGINT) <= 1"
+            " THEN try_cast(c7 AS BIGINT) END",
+        }.get(self)
+        if called is None:
+            return midpoint
+        return f"CASE WHEN ({called}) >= start_bp AND ({called}) < end_bp THEN ({called}) ELSE {midpoint} END"
+
+    def score_sql(self) -> str:
+        """Return SQL for the score: the signal of ENCODE's formats, else column 5; NULL where it is no number."""
+        column = "c7" if self in (PeakFormat.NARROW_PEAK, PeakFormat.BROAD_PEAK) else "c5"
+        return f"try_cast({column} AS FLOAT)"
+
+
+class CleanFile(NamedTuple):
+    """A peak file made ready for reading."""
+
+    source: Path
+    copy: Path
+    """Plain text, one row a line, tabs between columns, no header lines."""
+    sha256: str
+    """Of the source's bytes, as they lie on disk."""
+    size_bytes: int
+    n_rows: int
+    n_headers: int
+    """Header, comment and blank lines left out."""
+    n_columns: int
+    """Of the first row; 0 for a file without rows."""
+    format: PeakFormat
+
+
+class BadLine(NamedTuple):
+    """The first line of a file that is no peak, and why."""
+
+    number: int
+    reason: str
+
+
+def sniff(rows: Sequence[Sequence[str]]) -> PeakFormat:
+    """Return the format that fits all rows.
+
+    Examples
+    --------
+    >>> sniff([["chr1", "5", "9", "GSE1.SOX2.H1", "10", ".", "6", "7", "0,0,255"]])
+    <PeakFormat.REMAP: 'remap'>
+    """
+    if rows and all(len(row) >= 10 and _is_narrow(row) for row in rows):
+        return PeakFormat.NARROW_PEAK
+    if rows and all(len(row) >= 9 and _is_remap(row) for row in rows):
+        return PeakFormat.REMAP
+    if rows and all(len(row) == 9 and all(_NUMBER.fullmatch(cell) for cell in row[6:9]) for row in rows):
+        return PeakFormat.BROAD_PEAK
+    return PeakFormat.BED
+
+
+def _is_narrow(row: Sequence[str]) -> bool:
+    return all(_NUMBER.fullmatch(cell) for cell in row[6:9]) and (row[9] == "-1" or bool(_INTEGER.fullmatch(row[9])))
+
+
+def _is_remap(row: Sequence[str]) -> bool:
+    if not all(_INTEGER.fullmatch(row[i]) for i in (1, 2, 6, 7)):
+        return False
+    start, end, first, last = (int(row[i]) for i in (1, 2, 6, 7))
+    return start <= first <= last <= end and bool(re.fullmatch(r"0|\.|\d+,\d+,\d+", row[8]))
+
+
+def clean_copy(source: Path | str, copy: Path | str, *, format: PeakFormat | None = None) -> CleanFile:
+    """Write a plain copy of a peak file and say what it is.
+
+    Decompresses, takes header, comment and blank lines out wherever they stand, turns CRLF into LF and, where the first
+    row has no tab, blanks into tabs.
+
+    Raises
+    ------
+    PeakFileError
+        If the file is absent, truncated, binary, or has too few columns for the format that was asked for.
+    """
+    source, copy = Path(source), Path(copy)
+    n_rows = n_headers = 0
+    first_rows: list[list[str]] = []
+    by_blanks: bool | None = None
+    with copy.open("wb") as sink:
+        for block in _whole_lines(source):
+            block, n_found = _HEADER.subn(b"", block)
+            n_headers += n_found
+            if not block:
+                continue
+            if by_blanks is None:
+                first, _, rest = block.partition(b"\n")
+                by_blanks = b"\t" not in first
+                if _is_column_names(first.decode("latin-1").split()):
+                    block, n_headers = rest, n_headers + 1
+            if by_blanks:
+                block = _BLANKS.sub(b"\t", block)
+            if len(first_rows) < SNIFFED_ROWS:
+                first_rows += _rows(block, SNIFFED_ROWS - len(first_rows), source)
+            n_rows += block.count(b"\n")
+            sink.write(block)
+    n_columns = len(first_rows[0]) if first_rows else 0
+    found = format or sniff(first_rows)
+    if first_rows and n_columns < found.min_columns:
+        bad = first_bad_line(source, found)
+        raise PeakFileError(
+            f"{n_columns} columns, {found} has at least {found.min_columns}",
+            where=f"{source}:{bad.number if bad else 1}",
+            fix="columns are chrom, start, end, name, ... with tabs between them",
+        )
+    with source.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return CleanFile(source, copy, sha256, source.stat().st_size, n_rows, n_headers, n_columns, found)
+
+
+def _whole_lines(source: Path) -> Iterator[bytes]:
+    """Yield blocks of whole lines, LF at each end, the last line's too."""
+    rest = b""
+    for chunk in read_chunks(source, error_class=PeakFileError):
+        if b"\0" in chunk:
+            raise PeakFileError("not a text file: it holds NUL bytes", where=str(source))
+        block, newline, rest = (rest + chunk).rpartition(b"\n")
+        if newline:
+            yield (block + newline).replace(b"\r\n", b"\n")
+    if rest:
+        yield rest.rstrip(b"\r") + b"\n"
+
+
+def _rows(block: bytes, limit: int, source: Path) -> list[list[str]]:
+    lines = block.split(b"\n", limit)[:limit]
+    try:
+        return [line.decode("utf-8").split("\t") for line in lines if line]
+    except UnicodeDecodeError as error:
+        raise PeakFileError("the text is not UTF-8", where=str(source), fix="save the file as UTF-8") from error
+
+
+def first_bad_line(source: Path | str, format: PeakFormat, *, needs_name: bool = False) -> BadLine | None:
+    """Return the first line that is no peak, counted in the source file as it is, or None.
+
+    Parameters
+    ----------
+    source
+        The peak file.
+    format
+        What its rows must be.
+    needs_name
+        Whether column 4 must name an experiment.
+    """
+    by_blanks: bool | None = None
+    for number, line in read_lines(source, error_class=PeakFileError):
+        if _HEADER_LINE.fullmatch(line):
+            continue
+        if by_blanks is None:
+            by_blanks = "\t" not in line
+            if _is_column_names(line.split()):
+                continue
+        reason = _problem(line.split() if by_blanks else line.split("\t"), format, needs_name=needs_name)
+        if reason:
+            return BadLine(number, reason)
+    return None
+
+
+def _is_column_names(cells: Sequence[str]) -> bool:
+    """Whether a file's first row names its columns, without the ``#`` that it should have."""
+    return len(cells) >= 3 and not any(re.search(r"[0-9]", cell) for cell in cells[1:3])
+
+
+def _problem(row: Sequence[str], format: PeakFormat, *, needs_name: bool) -> str | None:
+    """Return why a row is no peak, or None."""
+    if len(row) < max(format.min_columns, 4 if needs_name else 3):
+        return f"{len(row)} columns, expected at least {max(format.min_columns, 4 if needs_name else 3)}"
+    chrom, start, end = row[:3]
+    if not chrom:
+        return "no chromosome in column 1"
+    for what, cell in (("start", start), ("end", end)):
+        if not _INTEGER.fullmatch(cell):
+            return f"{what} {cell!r} is not a whole number of bp"
+    if int(end) <= int(start):
+        return f"end {end} <= start {start}"
+    if needs_name and not row[3].strip():
+        return "no name in column 4"
+    return None
+
+
+GOOD_ROW_SQL = (
+    "c1 IS NOT NULL AND regexp_full_match(c2, '[0-9]{1,12}') AND regexp_full_match(c3, '[0-9]{1,12}')"
+    " AND coalesce(try_cast(c3 AS BIGINT) > try_cast(c2 AS BIGINT), false)"
+)
+"""SQL twin of `_problem` over text columns c1, c2, c3."""
