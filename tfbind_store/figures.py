@@ -58,7 +58,13 @@ def draw(name: str, caption: str, paint: Callable[[Axes], None]) -> Picture:
     # The page decides the width; the height follows from the view box.
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
-    return Picture(name, svg.strip(), caption)
+    return Picture(name, _without_idle_ids(svg.strip()), caption)
+
+
+def _without_idle_ids(svg: str) -> str:
+    """Drop the ids that nothing refers to (figure_1, axes_1, ...): on a page with many figures they would clash."""
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    return re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
 
 
 def scatter_against(
