@@ -86,7 +86,8 @@ class RowTable(NamedTuple):
     read_value: Float32[np.ndarray, " n"]
     split: Int8[np.ndarray, " n"]
     labels: Int8[np.ndarray, "n n_bins"]
-    holdout: list[str]
+    holdout: Int8[np.ndarray, " n"]
+    """Place in ``splits.HOLDOUTS``."""
 
 
 class Built(NamedTuple):
@@ -209,8 +210,7 @@ def group_rows(
     place = truth.place(unbound)
     count[place] = np.where(looked[place], median, 0)
     experiment, part = np.nonzero(count)
-    number = np.full(len(part), 0) + part
-    split = splits.combine(number, parts.factor[experiment], parts.biotype[experiment])
+    split = splits.combine(part, parts.factor[experiment], parts.biotype[experiment])
     good = split >= 0
     silent = int((~looked[place].any(axis=1)).sum())
     notes = [f"{silent} experiments have no peak and no labelled chromosome: no rows"] if silent else []
@@ -263,7 +263,7 @@ def _table(
         read_value[order].astype(np.float32),
         split[order],
         labels,
-        splits.holdout_names(*(part[order] for part in three)),
+        splits.unseen(*three)[order],
     )
     is_negative = table.kind > 0
     assert not (labels[is_negative] == 1).any(), "a negative row holds a positive bin"

@@ -28,8 +28,9 @@ TRAIN, VALID, TEST = 0, 1, 2
 UNUSED, BETWEEN = -1, -2
 HELD_OUT_KINDS = ("factor", "biotype")
 LEAK_KINDS = ("gene", "sequence", "treatment")
-UNSEEN = ("unseen_chromosome", "unseen_factor", "unseen_biotype")
-SEEN = "seen"
+_UNSEEN = ("unseen_chromosome", "unseen_factor", "unseen_biotype")
+HOLDOUTS = tuple("+".join(name for bit, name in enumerate(_UNSEEN) if code >> bit & 1) or "seen" for code in range(8))
+"""What a row may be to a model: ``seen``, ``unseen_factor``, ``unseen_chromosome+unseen_factor`` …"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,13 +150,14 @@ def combine(
     return split
 
 
-def holdout_names(
+def unseen(
     chrom: Integer[np.ndarray, " n"], factor: Integer[np.ndarray, " n"], biotype: Integer[np.ndarray, " n"]
-) -> list[str]:
-    """Return for each row what training has not seen of it, joined by ``+``; ``seen`` if nothing."""
-    code = (np.asarray(chrom) != TRAIN) * 1 + (np.asarray(factor) != TRAIN) * 2 + (np.asarray(biotype) != TRAIN) * 4
-    names = ["+".join(name for bit, name in enumerate(UNSEEN) if value >> bit & 1) or SEEN for value in range(8)]
-    return [names[value] for value in code.tolist()]
+) -> Int8[np.ndarray, " n"]:
+    """Return what training has not seen of each row, as a place in `HOLDOUTS`."""
+    code = np.zeros(len(chrom), dtype=np.int8)
+    for bit, part in enumerate((chrom, factor, biotype)):
+        code |= np.where(np.asarray(part) != TRAIN, 1 << bit, 0).astype(np.int8)
+    return code
 
 
 def choose_random(

@@ -1,0 +1,322 @@
+"""Make a selection, the rows that a head trains and is judged on, and open it again.
+
+A selection is a folder ``selections/<name>/`` with two files that are written once and together: ``rows.parquet`` (one
+row per window, first bin and experiment) and ``selection.json`` (config, SQL, counts, what was held out, leaks). The
+same store and config give the same bytes in ``rows.parquet``.
+
+Columns of ``rows.parquet``: row BIGINT, window INTEGER, bin SMALLINT (first bin, counted in the window; a row may go on
+into the next window), n_bins SMALLINT, experiment INTEGER, factor INTEGER, context INTEGER (the biotype's id), label
+TINYINT[] (1, 0, -1 not labelled), weight FLOAT, read_value FLOAT, split VARCHAR, kind VARCHAR, holdout VARCHAR.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tfbind_store import config as configs
+from tfbind_store.catalog import Catalog, Columns
+from tfbind_store.errors import ConfigError, SelectionError, SqlError
+from tfbind_store.names import near_miss, path_safe_name
+from tfbind_store.query import describe, leaks, negatives, reads, rowfile, rows, splits
+from tfbind_store.query.labels import LabelRule
+from tfbind_store.query.splits import SplitConfig
+from tfbind_store.store import Store
+
+FORMAT_VERSION = 1
+ROWS_FILE, INFO_FILE = "rows.parquet", "selection.json"
+MAX_JITTER = 0.25
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectionConfig:
+    """What to select."""
+
+    where: str = ""
+    """SQL condition on the view `peaks` that chooses the positives; empty means every peak."""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Values of ``$name`` in `where`."""
+    negatives: tuple[str, ...] = ("random:1", "scoped:1")
+    """Kinds of negatives and how many of each per positive."""
+    n_bins: int = 1
+    """Bins per row."""
+    rule: str = "summit"
+    """Which bins a peak binds: ``summit``, or ``overlap:0.5``."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    """What is kept apart from training."""
+    margin_bp: int = 512
+    """Negatives keep this far from the experiment's own peaks, its relaxed peaks and blacklists."""
+    jitter: float = MAX_JITTER
+    """How far a row's centre may lie from its summit or negative bin, as a share of its bins; at most a quarter."""
+    sample: float = 1.0
+    """Share of the positives to take, chosen by the seed."""
+    max_positives: int = 0
+    """At most so many positives per experiment in each split of the chromosomes; 0 means all."""
+    factors_need_protein: bool = True
+    """Leave out experiments whose factor has no sequence, counted."""
+    allow_leaks: tuple[str, ...] = ()
+    """Kinds of kinship (gene, sequence, treatment) that holding out shall not follow; recorded in the selection."""
+    seed: int = 0
+    """Decides every draw."""
+
+    def __post_init__(self) -> None:
+        if self.n_bins < 1 or self.margin_bp < 0 or self.max_positives < 0:
+            raise ConfigError("n_bins must be at least 1, margin_bp and max_positives at least 0", where="selection")
+        if not 0 <= self.jitter <= MAX_JITTER or not 0 < self.sample <= 1:
+            raise ConfigError(f"jitter must be 0 to {MAX_JITTER}, sample above 0 and at most 1", where="selection")
+
+    def choices(self) -> rows.RowChoices:
+        """Return what decides the rows, texts parsed."""
+        return rows.RowChoices(
+            rule=LabelRule.parse(self.rule),
+            negatives=tuple(negatives.parse_rule(text) for text in self.negatives),
+            n_bins=self.n_bins,
+            margin_bp=self.margin_bp,
+            jitter=self.jitter,
+            sample=self.sample,
+            max_positives=self.max_positives,
+            seed=self.seed,
+        )
+
+
+class SelectionReport(NamedTuple):
+    """What `make_selection` made."""
+
+    name: str
+    path: Path
+    n_rows: int
+    info: dict[str, Any]
+    """All of ``selection.json``: totals, counts, dropped, shortfall, held_out, leaks, notes."""
+
+
+def make_selection(
+    store: Store, name: str, config: SelectionConfig | None = None, *, overwrite: bool = False
+) -> SelectionReport:
+    """Choose rows and write them to ``selections/<name>/``.
+
+    Parameters
+    ----------
+    overwrite
+        Replace a selection of this name.
+
+    Raises
+    ------
+    SelectionError
+        If nothing is left, a name is unknown, or the selection exists.
+    LeakError
+        If training rows hold what is held out in a way that `allow_leaks` does not name.
+    """
+    config = config or SelectionConfig()
+    choices = config.choices()
+    folder = _free_folder(store, name, overwrite=overwrite)
+    if config.n_bins > store.grid.n_bins:
+        raise SelectionError(f"{config.n_bins} bins per row, a window has {store.grid.n_bins}", where=name)
+    with store.reader() as catalog:
+        evidence = rows.gather(store, catalog)
+        chosen = choose(catalog, evidence, config)
+        synonyms = reads.synonyms(catalog)
+        factors = splits.identities(reads.subunits(catalog), synonyms)
+        parts = splits.resolve(
+            config.split,
+            chroms=store.tiling.chroms,
+            aliases=store.meta.aliases,
+            experiments=chosen.experiments,
+            factors=factors,
+            synonyms=synonyms,
+            seed=config.seed,
+            allow_leaks=config.allow_leaks,
+        )
+        parts = _for_all(parts, evidence.experiments, chosen.experiments)
+        built = rows.build(evidence, chosen.anchors, chosen.unbound, parts, choices)
+        _require_rows(built, name)
+        found = find_row_leaks(evidence, built.rows, factors)
+        leaks.refuse(found, config.allow_leaks, where=f"selection {name}")
+        info = {
+            "format": FORMAT_VERSION,
+            "name": name,
+            "config": configs.to_mapping(config),
+            "sql": chosen.sql,
+            "genome": store.meta.genome_digest,
+            "grid": {"window_bp": store.grid.window_bp, "n_bins": store.grid.n_bins, "bin_bp": store.grid.bin_bp},
+            "inputs": [list(row) for row in catalog.rows("SELECT kind, sha256 FROM data.sources ORDER BY source_id")],
+            **describe.describe(evidence, built, parts, found, chosen.dropped, chosen.notes),
+        }
+        _write(catalog, folder, evidence, built.rows, info)
+    for cause, lost in info["dropped"].items():
+        _log.info("selection %s: %d positives left out: %s", name, lost, cause)
+    return SelectionReport(name, folder, info["rows"], info)
+
+
+class Chosen(NamedTuple):
+    """What the user's WHERE chose."""
+
+    experiments: Columns
+    anchors: rows.Anchors
+    unbound: np.ndarray
+    """Ids of chosen experiments without a peak."""
+    sql: str
+    dropped: dict[str, int]
+    notes: list[str]
+
+
+def choose(catalog: Catalog, evidence: rows.Evidence, config: SelectionConfig) -> Chosen:
+    """Apply the WHERE: peaks become anchors, experiments without any peak are kept where it can be said of them."""
+    condition = config.where.strip() or "TRUE"
+    table, notes = evidence.experiments, []
+    wanted = ("experiment", "chrom", "summit", "score")
+    peaks = catalog.untrusted_where("peaks", condition, dict(config.params), columns=wanted, seconds=600, memory="4GB")
+    place_of = {experiment: place for place, experiment in enumerate(table["experiment"].tolist())}
+    place = np.array([place_of[experiment] for experiment in peaks["experiment"].tolist()], dtype=np.int64)
+    try:
+        named = catalog.untrusted_where("experiments", condition, dict(config.params))["experiment"].tolist()
+    except SqlError:
+        named = []
+        notes.append("the condition is about peaks: experiments without any peak are left out")
+    empty = np.array([place_of[experiment] for experiment in named], dtype=np.int64)
+    empty = empty[table["n_peaks"][empty] == 0]
+    dropped: dict[str, int] = {}
+    if config.factors_need_protein:
+        protein = table["has_protein"].astype(bool)
+        dropped["factor_without_protein"] = int((~protein[place]).sum())
+        peaks = Columns({key: column[protein[place]] for key, column in peaks.items()})
+        empty, place = empty[protein[empty]], place[protein[place]]
+    chrom_index = evidence.tiling.chrom_index
+    chrom = np.array([chrom_index[chrom] for chrom in peaks["chrom"].tolist()], dtype=np.int64)
+    address = evidence.tiling.address(chrom, peaks["summit"].astype(np.int64))
+    ids = table["experiment_id"].astype(np.int64)
+    anchors = rows.Anchors(
+        ids[place], address.window * evidence.tiling.grid.n_bins + address.bin, peaks["score"].astype(np.float32)
+    )
+    kept = np.union1d(place, empty)
+    experiments = Columns({key: column[kept] for key, column in table.items()})
+    sql = f"SELECT DISTINCT {', '.join(wanted)} FROM peaks WHERE (\n{condition}\n)"
+    return Chosen(experiments, anchors, ids[empty], sql, {key: n for key, n in dropped.items() if n}, notes)
+
+
+def find_row_leaks(
+    evidence: rows.Evidence, table: rows.RowTable, factors: Mapping[str, splits.FactorIdentity]
+) -> list[leaks.Leak]:
+    """Compare the names in training rows with those in rows of unseen factors and biotypes."""
+    experiments = evidence.experiments
+
+    def names(column: str, mask: np.ndarray) -> dict[str, int]:
+        count = np.bincount(table.experiment[mask], minlength=experiments.n)
+        total: dict[str, int] = {}
+        for place in np.flatnonzero(count).tolist():
+            name = str(experiments[column][place])
+            total[name] = total.get(name, 0) + int(count[place])
+        return total
+
+    training = table.split == splits.TRAIN
+    unseen = {kind: np.array([f"unseen_{kind}" in name for name in splits.HOLDOUTS]) for kind in ("factor", "biotype")}
+    bases = dict(zip(experiments["biotype"].tolist(), experiments["base_biotype"].tolist(), strict=True))
+    return leaks.find_leaks(
+        leaks.Side(names("factor", training), names("biotype", training)),
+        leaks.Side(
+            names("factor", unseen["factor"][table.holdout]), names("biotype", unseen["biotype"][table.holdout])
+        ),
+        factors=factors,
+        base_biotypes=bases,
+    )
+
+
+class Selection:
+    """A selection that was written; use `open`."""
+
+    def __init__(self, store: Store, name: str, info: dict[str, Any]) -> None:
+        self.store = store
+        self.name = name
+        self.info = info
+        """All of ``selection.json``."""
+        self.config = configs.from_mapping(SelectionConfig, info["config"], where=f"selection {name}")
+        self.path = Path(store.selection_dir(name)) / ROWS_FILE
+        self.n_bins = self.config.n_bins
+
+    @classmethod
+    def open(cls, store: Store, name: str) -> Selection:
+        """Open a selection of a store and check that its rows are those that were written.
+
+        Raises
+        ------
+        SelectionError
+            If there is none of this name, it belongs to another genome or grid, or its rows were changed.
+        """
+        folder = Path(store.selection_dir(path_safe_name(name)))
+        if not (folder / INFO_FILE).is_file():
+            close = near_miss(name, list(store.selections()))
+            fix = f"did you mean {close}?" if close else f"make it: tfbind select {store.path} {name}"
+            raise SelectionError(f"no selection {name!r}", where=str(folder), fix=fix)
+        try:
+            info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
+            fits = (info["genome"], info["grid"]["n_bins"], info["grid"]["bin_bp"]) == (
+                store.meta.genome_digest,
+                store.grid.n_bins,
+                store.grid.bin_bp,
+            )
+            digest, version = info["rows_sha256"], info["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise SelectionError("selection.json cannot be read", where=str(folder)) from error
+        if version != FORMAT_VERSION:
+            raise SelectionError(f"selection of format {version}, this version reads {FORMAT_VERSION}", where=name)
+        if not fits:
+            raise SelectionError("selection of another genome or grid", where=str(folder), fix="select again")
+        if rowfile.sha256_of(folder / ROWS_FILE) != digest:
+            raise SelectionError("rows.parquet is not what selection.json says", where=str(folder), fix="select again")
+        return cls(store, name, info)
+
+    @property
+    def held_out(self) -> dict[str, list[str]]:
+        """Names that training has not seen, by ``factors``, ``biotypes`` and ``chromosomes``."""
+        found: dict[str, list[str]] = self.info["unseen"]
+        return found
+
+    @property
+    def trained_on(self) -> dict[str, list[str]]:
+        """Names in training rows, by ``factors``, ``biotypes``, ``chromosomes`` and ``experiments``."""
+        found: dict[str, list[str]] = self.info["parts"]["train"]
+        return found
+
+    def columns(self, split: str | None = None, *, names: Sequence[str] = ()) -> Columns:
+        """Return columns of the rows of one split, or of all, in file order; ``label`` as int8 [rows, n_bins]."""
+        with self.store.reader() as catalog:
+            return rowfile.read_rows(catalog, self.path, n_bins=self.n_bins, split=split, names=names)
+
+
+def _for_all(parts: splits.Parts, every: Columns, chosen: Columns) -> splits.Parts:
+    """Return parts for all experiments; those that were not chosen have no rows, their part does not matter."""
+    place = np.searchsorted(every["experiment_id"], chosen["experiment_id"])
+    factor = np.full(every.n, splits.TRAIN, dtype=np.int8)
+    biotype = factor.copy()
+    factor[place], biotype[place] = parts.factor, parts.biotype
+    return splits.Parts(parts.chrom, factor, biotype, parts.held_out)
+
+
+def _require_rows(built: rows.Built, name: str) -> None:
+    if not (built.rows.kind == 0).any():
+        lost = ", ".join(f"{n:,} {cause}" for cause, n in built.dropped.items()) or "no peak meets the condition"
+        raise SelectionError(f"no positive row is left ({lost})", where=f"selection {name}", fix="widen the condition")
+
+
+def _free_folder(store: Store, name: str, *, overwrite: bool) -> Path:
+    folder = Path(store.selection_dir(path_safe_name(name)))
+    if folder.exists() and not overwrite:
+        raise SelectionError(
+            f"there is a selection {name!r} already", where=str(folder), fix="choose another name, or --overwrite"
+        )
+    return folder
+
+
+def _write(catalog: Catalog, folder: Path, evidence: rows.Evidence, table: rows.RowTable, info: dict[str, Any]) -> None:
+    """Write both files into a new folder and put it in place."""
+    with rowfile.new_folder(folder) as temporary:
+        path = temporary / ROWS_FILE
+        rowfile.write_rows(catalog, path, evidence, table)
+        info["rows_sha256"] = rowfile.sha256_of(path)
+        (temporary / INFO_FILE).write_text(json.dumps(info, indent=1, sort_keys=True) + "\n", encoding="utf-8")
