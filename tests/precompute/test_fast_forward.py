@@ -1,0 +1,103 @@
+"""The fast forward gives the plain forward's numbers, for every shape that a trunk can have."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.precompute.fast_models import one_hot, random_enformer, relative_rms
+from tfbind_store.precompute.fast_forward import FastTrunk
+
+EXACT = 2e-6
+
+
+def _codes(length: int, *, seed: int = 0, pieces: int = 1) -> torch.Tensor:
+    codes = torch.randint(0, 4, (pieces, length), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+    codes[:, length // 3 : length // 3 + 40] = 4
+    codes[:, :17] = 5
+    return codes
+
+
+@torch.inference_mode()
+def _plain(model: torch.nn.Module, codes: torch.Tensor, keep: slice) -> torch.Tensor:
+    return model(one_hot(codes), return_only_embeddings=True)[:, keep]
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+@pytest.mark.parametrize(
+    ("options", "length"),
+    [
+        ({}, 2048),
+        ({"dim": 96, "depth": 1, "heads": 8}, 1280),
+        ({"depth": 0}, 512),
+        ({"num_downsamples": 4}, 1024),
+        ({"num_downsamples": 9}, 4096),
+        ({"attn_dim_key": 32, "heads": 2}, 3072),
+    ],
+)
+def test_equals_the_plain_forward(options: dict[str, int], length: int, onednn: bool) -> None:
+    model = random_enformer(**options)
+    codes = _codes(length, pieces=2)
+    trunk = FastTrunk(model, onednn=onednn)
+    n = length // trunk.geometry.bp_per_token
+    keep = slice(n // 4, n - n // 4)
+    found = trunk.pointwise(trunk.transform(trunk.conv(codes), keep))
+    assert relative_rms(found, _plain(model, codes, keep)) < EXACT
+
+
+def test_long_windows_go_through_in_blocks_of_queries_and_rows() -> None:
+    model = random_enformer(dim=48, depth=1, num_downsamples=5)
+    codes = _codes(32 * 300)  # 300 tokens: three blocks of queries, the last one short
+    trunk = FastTrunk(model)
+    found = trunk.pointwise(trunk.transform(trunk.conv(codes), slice(3, 290)))
+    assert relative_rms(found, _plain(model, codes, slice(3, 290))) < EXACT
+
+
+def test_is_as_near_to_float64_as_the_plain_forward_is() -> None:
+    model = random_enformer(dim=96)
+    codes = _codes(4096)
+    fast = FastTrunk(model)
+    found = fast.pointwise(fast.transform(fast.conv(codes), slice(0, 32)))
+    plain = _plain(model, codes, slice(0, 32))
+    # attention takes its position features in the dtype of its weights; float32 ones are part of the trunk's identity
+    exact = FastTrunk(model.double(), dtype=torch.float64, onednn=False)
+    truth = exact.pointwise(exact.transform(exact.conv(codes), slice(0, 32)))
+    assert relative_rms(found, truth) < 3 * relative_rms(plain, truth)
+
+
+def test_bfloat16_is_near() -> None:
+    model = random_enformer(dim=96)
+    codes = _codes(2048)
+    trunk = FastTrunk(model, dtype=torch.bfloat16)
+    found = trunk.pointwise(trunk.transform(trunk.conv(codes), slice(0, 16)))
+    assert 1e-4 < relative_rms(found.float(), _plain(model, codes, slice(0, 16))) < 5e-2
+
+
+def test_the_same_bits_twice() -> None:
+    model, codes = random_enformer(), _codes(2048)
+    first, second = (FastTrunk(model).conv(codes) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_train_mode_of_the_model_does_not_matter() -> None:
+    model, codes = random_enformer(), _codes(2048)
+    quiet = FastTrunk(model).conv(codes)
+    assert torch.equal(FastTrunk(model.train()).conv(codes), quiet)
+
+
+@pytest.mark.parametrize("downsamples", [3, 4, 7])
+def test_geometry_follows_the_architecture(downsamples: int) -> None:
+    geometry = FastTrunk(random_enformer(num_downsamples=downsamples)).geometry
+    assert (geometry.bp_per_token, geometry.reach_tokens, geometry.dim) == (2**downsamples, 3, 48)
+
+
+def test_reach_is_no_smaller_and_no_larger_than_the_truth() -> None:
+    trunk = FastTrunk(random_enformer().double(), dtype=torch.float64, onednn=False)
+    reach, bp = trunk.geometry.reach_tokens, trunk.geometry.bp_per_token
+    codes = torch.randint(0, 4, (1, 40 * bp), generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    whole = trunk.conv(codes)[0, 10:30]
+    alone = trunk.conv(codes[:, 10 * bp : 30 * bp])[0]
+    difference = (whole - alone).abs().amax(dim=1)
+    assert difference[reach:-reach].max() < 1e-12
+    assert difference[reach - 1] > 1e-12
+    assert difference[-reach] > 1e-12
