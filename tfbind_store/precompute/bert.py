@@ -1,0 +1,200 @@
+"""Texts through a BERT of the transformers library (PubMedBERT, BioBERT, …): one vector per text.
+
+The vector is the first token's (``cls``) or the mean over all tokens, of the last layer. Weights come from a folder or
+from the local hub cache; a pickled file is checked to hold tensors only before transformers reads it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from tfbind_store.errors import ConfigError, WeightsError
+from tfbind_store.precompute.embedder import TextEmbedding, batches, read_options
+from tfbind_store.precompute.weights import first_file, hub_folder, pick_device, read_tensors, weights_digest
+from tfbind_store.spec import EmbeddingSpec
+
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "vocab.json", "merges.txt")
+TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+NOT_USED = ("pooler.", "cls.", "predictions.")
+Pooling = Literal["cls", "mean"]
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertOptions:
+    """Where the weights come from and how tokens become one vector."""
+
+    checkpoint: str | None = None
+    """Hub id, such as ``microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract``, or a folder."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    allow_download: bool = False
+    """Ask the hub for what is not on this machine."""
+    pooling: Pooling = "cls"
+    """``cls`` or ``mean``."""
+    max_tokens: int = 256
+    """Longer texts are cut, and said to be."""
+    lower_case: bool | None = None
+    """Overrides the tokenizer's own setting (a folder without tokenizer_config.json lower-cases: wrong for BioBERT)."""
+    batch_size: int = 16
+    """Texts per forward pass. Changes speed only."""
+    device: str = "auto"
+
+
+def from_options(options: Mapping[str, Any]) -> BertEmbedder:
+    """Return the BERT embedder for the registry.
+
+    Raises
+    ------
+    ConfigError
+        If no checkpoint is given.
+    WeightsError
+        If it is not on this machine, or its tokenizer knows no words.
+    """
+    choice = read_options(BertOptions, options, name="bert")
+    if choice.checkpoint is None:
+        raise ConfigError(
+            "bert needs a checkpoint",
+            where="options of embedder bert",
+            fix="checkpoint=FOLDER or checkpoint=microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+        )
+    files = ("config.json", *WEIGHT_FILES, *TOKENIZER_FILES)
+    folder = hub_folder(choice.checkpoint, files=files, allow_download=choice.allow_download, revision=choice.revision)
+    return BertEmbedder(folder, choice)
+
+
+class BertEmbedder:
+    """A frozen BERT.
+
+    Parameters
+    ----------
+    folder
+        With ``config.json``, weights, and the tokenizer's vocabulary.
+    options
+        Pooling and the rest; its `checkpoint` is not looked at.
+    """
+
+    def __init__(self, folder: Path, options: BertOptions = BertOptions()) -> None:
+        if options.max_tokens < 3 or options.batch_size < 1:
+            raise ConfigError("max_tokens must be 3 or more, batch_size 1 or more", where="options of embedder bert")
+        self.options = options
+        self.device = pick_device(options.device)
+        self.tokenizer = load_tokenizer(folder, lower_case=options.lower_case)
+        self.model = load_bert(folder).to(self.device).eval()
+        longest = getattr(self.model.config, "max_position_embeddings", options.max_tokens)
+        self.max_tokens = min(options.max_tokens, int(longest))
+        self._digest = weights_digest(self.model.state_dict(), skip=NOT_USED)
+        self._vocabulary = tokenizer_digest(self.tokenizer)
+
+    def spec(self) -> EmbeddingSpec:
+        """Return the spec; weights and vocabulary are named by their digests."""
+        identity = {
+            "class": f"transformers.{type(self.model).__name__}",
+            "weights_sha256": self._digest,
+            "tokenizer_sha256": self._vocabulary,
+            "layer": "last",
+            "pooling": self.options.pooling,
+            "length_policy": f"first {self.max_tokens} tokens",
+            "matmul": "float32",
+        }
+        dim = int(self.model.config.hidden_size)
+        return EmbeddingSpec(kind="contexts", embedder="bert", dim=dim, dtype="float32", identity=identity)
+
+    def embed(self, texts: Sequence[str]) -> TextEmbedding:
+        """Return one vector per text and whether its end was cut off."""
+        values = np.zeros((len(texts), int(self.model.config.hidden_size)), dtype=np.float32)
+        truncated = np.zeros(len(texts), dtype=bool)
+        for rows in batches(range(len(texts)), self.options.batch_size):
+            part = [texts[row] for row in rows]
+            whole = self.tokenizer(part, truncation=False, verbose=False)["input_ids"]
+            truncated[rows] = [len(ids) > self.max_tokens for ids in whole]
+            values[rows] = self._forward(part).cpu().numpy()
+        return TextEmbedding(values, truncated)
+
+    @torch.inference_mode()
+    def _forward(self, texts: list[str]) -> Float[torch.Tensor, "n dim"]:
+        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        tokens = {name: tensor.to(self.device) for name, tensor in tokens.items()}
+        last: torch.Tensor = self.model(**tokens).last_hidden_state
+        if self.options.pooling == "cls":
+            return last[:, 0]
+        mask = tokens["attention_mask"][..., None].to(last.dtype)
+        mean: torch.Tensor = (last * mask).sum(1) / mask.sum(1)
+        return mean
+
+
+def load_bert(folder: Path) -> Any:
+    """Return the encoder in `folder`, refusing unsafe pickles and weights that do not fill it.
+
+    Raises
+    ------
+    UnsafeFile
+        If the weights file holds more than tensors.
+    WeightsError
+        If a file is absent or damaged, or a layer has no weights (transformers would draw them at random).
+    """
+    from transformers import AutoModel
+
+    first_file(folder, ["config.json"], what="BERT config")
+    path = first_file(folder, WEIGHT_FILES, what="BERT weights")
+    read_tensors(path)  # refuses what is damaged or unsafe, in our own words
+    try:
+        model, info = AutoModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=path.suffix == ".safetensors",
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise WeightsError(f"transformers cannot load it: {str(error)[:300]}", where=str(folder)) from error
+    absent = [name for name in info["missing_keys"] if not name.startswith(NOT_USED)]
+    if absent:
+        raise WeightsError(f"{len(absent)} tensors are absent, first {absent[0]}", where=str(path), fix="copy it again")
+    return model
+
+
+def load_tokenizer(folder: Path, *, lower_case: bool | None = None) -> Any:
+    """Return the tokenizer in `folder`.
+
+    Raises
+    ------
+    WeightsError
+        If there is no vocabulary file: transformers would silently read every word as unknown.
+    """
+    from transformers import AutoTokenizer
+
+    first_file(folder, VOCABULARY_FILES, what="tokenizer vocabulary")
+    if lower_case is None and not any(
+        (folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")
+    ):
+        _log.warning("%s has no tokenizer_config.json: its tokenizer lower-cases unless lower_case=false", folder)
+    extra = {} if lower_case is None else {"do_lower_case": lower_case}
+    try:
+        load: Any = AutoTokenizer.from_pretrained
+        tokenizer = load(folder, local_files_only=True, trust_remote_code=False, **extra)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise WeightsError(f"transformers cannot load the tokenizer: {str(error)[:300]}", where=str(folder)) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise WeightsError("the tokenizer knows no words", where=str(folder), fix="copy its vocabulary there")
+    return tokenizer
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """Return the sha256 over vocabulary, special tokens and lower-casing."""
+    digest = hashlib.sha256()
+    for word, number in sorted(tokenizer.get_vocab().items()):
+        digest.update(f"{number}|{word}\n".encode())
+    digest.update(repr(sorted(map(str, tokenizer.all_special_tokens))).encode())
+    digest.update(repr(tokenizer.tokenize("Aa")).encode())
+    return digest.hexdigest()
