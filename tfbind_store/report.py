@@ -186,7 +186,7 @@ def _recall_pictures(runs: Sequence[Run]) -> list[figures.Picture]:
                 grouped.setdefault(row["holdout"], {}).setdefault(label.replace("_", " "), []).append(row)
     return [
         figures.lines(
-            f"recall_at_fdr_{holdout}",
+            f"recall_at_fdr_{holdout}".replace("+", "_and_"),
             f"Share of bound bins found (recall) when 5, 10, 25 or 50 % of the calls may be wrong; {spaced(holdout)}.",
             {
                 label: [(float(fdr), median(row[f"recall_at_fdr_{fdr}"] for row in rows)) for fdr in FDR_LEVELS]
@@ -278,6 +278,7 @@ def render(runs: Sequence[Run], pictures: Sequence[figures.Picture]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["spaced"] = spaced
     return environment.get_template(REPORT_NAME).render(
         title=", ".join(run.name for run in runs),
         runs=[

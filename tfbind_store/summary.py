@@ -156,14 +156,14 @@ def verdicts(cases: Sequence[Case]) -> list[str]:
     return sentences
 
 
-def seen_first(holdout: str) -> tuple[bool, str]:
-    """Sort key of the kinds of hold-out: seen factors first."""
-    return holdout != "seen", holdout
+def seen_first(holdout: str) -> tuple[int, str]:
+    """Sort key of the kinds of hold-out: the less was held out, the earlier."""
+    return (0 if holdout == "seen" else holdout.count("+") + 1), holdout
 
 
 def spaced(name: str) -> str:
     """Return a name as people read it."""
-    return name.replace("_", " ")
+    return name.replace("_", " ").replace("+", " + ")
 
 
 def median(values: Iterable[float]) -> float:

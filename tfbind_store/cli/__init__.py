@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from tfbind_store import __version__
-from tfbind_store.cli import doctor, stores
+from tfbind_store.cli import doctor, selecting, stores
 from tfbind_store.cli.frame import MainGroup
 
 
@@ -19,5 +19,5 @@ def main() -> None:
     """
 
 
-for command in (stores.init, stores.import_, stores.info, stores.sql, doctor.doctor):
+for command in (stores.init, stores.import_, stores.info, stores.sql, selecting.select, doctor.doctor):
     main.add_command(command)

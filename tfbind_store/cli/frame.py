@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -32,6 +32,7 @@ EXIT_TERMINATED = 143
 _VERBOSE = "tfbind_store.verbose"
 
 Kept = Callable[..., Any]
+ConfigT = TypeVar("ConfigT")
 
 
 class Command(click.Command):
@@ -268,3 +269,33 @@ def key_values(settings: Iterable[str], *, option: str) -> dict[str, str]:
             raise click.UsageError(f"{option} {setting}: write {option} NAME=VALUE")
         pairs[key] = value
     return pairs
+
+
+def listed(text: str | None) -> list[str]:
+    """Read a comma-separated option.
+
+    Examples
+    --------
+    >>> listed("chrIV, chrXVI")
+    ['chrIV', 'chrXVI']
+    """
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def configured(cls: type[ConfigT], path: Path | None, given: Mapping[str, Any], settings: Sequence[str]) -> ConfigT:
+    """Build a config: the defaults, then the TOML file, then options that were given, then ``--set``.
+
+    Parameters
+    ----------
+    given
+        Values by field name; None and empty ones were not given. Nested mappings are nested configs.
+    """
+    from tfbind_store.config import from_mapping, load_toml, to_mapping, with_settings
+
+    values = to_mapping(load_toml(cls, path)) if path else {}
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            values[key] = {**values.get(key, {}), **value}
+        elif value is not None and value not in ([], ()):
+            values[key] = value
+    return with_settings(from_mapping(cls, values, where="options"), settings)

@@ -281,7 +281,7 @@ def info(store: Path, as_json: bool) -> None:
 
     opened = Store.open(store)
     with opened.reader() as catalog:
-        counts = {name: int(catalog.one(f"SELECT count(*) FROM {name}")[0]) for name in _COUNTED}
+        counts = {name: int(catalog.rows(f"SELECT count(*) FROM {name}")[0][0]) for name in _COUNTED}
         imports = catalog.rows("SELECT kind, path, rows_read, rows_kept FROM imports")
     arrays = opened.arrays()
     value = {
@@ -373,6 +373,8 @@ def sql(
     with Store.open(store).reader() as catalog:
         result = catalog.untrusted(query, key_values(params, option="-p"), seconds=seconds, max_rows=max_rows)
     _print_rows(result.columns, result.rows, shape)
+    if result.is_cut:
+        click.echo(f"cut at {max_rows:,} rows: --max-rows says how many", err=True)
 
 
 def _print_rows(columns: list[str], rows: list[tuple[Any, ...]], shape: str) -> None:

@@ -1,0 +1,133 @@
+"""`tfbind select`: choose the rows that a head trains and is judged on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tfbind_store.cli.frame import Command, configured, emit, json_option, key_values, listed, table
+from tfbind_store.cli.stores import STORE
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "tfbind select yeast.store demo --test-chroms chrII --valid-chroms chrI --bins 4",
+        'tfbind select yeast.store no_reb1 --where "score > $least" -p least=1 --hold-out factor=REB1 --test-chroms chrII',
+        "tfbind select yeast.store demo --show",
+    ],
+)
+@STORE
+@click.argument("name")
+@click.option("--where", help="SQL condition on the view peaks: which peaks are the positives. All if not given.")
+@click.option("-p", "--param", "params", multiple=True, metavar="NAME=VALUE", help="Value bound to $NAME. Repeatable.")
+@click.option("--negatives", metavar="LIST", help="Kinds and numbers per positive.  [default: random:1,scoped:1]")
+@click.option("--bins", "n_bins", type=int, help="Bins per row.  [default: 1]")
+@click.option("--rule", help="When a peak binds a bin: summit, or overlap:0.5.  [default: summit]")
+@click.option("--train-chroms", metavar="LIST", help="Chromosomes to train on; all others if not given.")
+@click.option("--valid-chroms", metavar="LIST", help="Chromosomes that early stopping looks at.")
+@click.option("--test-chroms", metavar="LIST", help="Chromosomes that training never sees.")
+@click.option("--hold-out", multiple=True, metavar="KIND=NAME", help="factor=SOX2 or biotype=MCF-7. Repeatable.")
+@click.option(
+    "--hold-out-random", multiple=True, metavar="RULE", help="Seeded choice: factor:20:min_peaks=100. Repeatable."
+)
+@click.option(
+    "--allow-leak", multiple=True, metavar="KIND", help="Do not follow this kinship: gene, sequence, treatment."
+)
+@click.option("--margin-bp", type=int, help="Negatives keep this far from peaks.  [default: 512]")
+@click.option("--seed", type=int, help="Decides every draw.  [default: 0]")
+@click.option("--config", type=click.Path(path_type=Path), help="TOML with any of these and more.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the config. Repeatable.")
+@click.option("--overwrite", is_flag=True, help="Replace a selection of this name.")
+@click.option("--show", is_flag=True, help="Show the selection of this name instead of making one.")
+@json_option
+def select(
+    store: Path,
+    name: str,
+    params: tuple[str, ...],
+    negatives: str | None,
+    train_chroms: str | None,
+    valid_chroms: str | None,
+    test_chroms: str | None,
+    hold_out: tuple[str, ...],
+    hold_out_random: tuple[str, ...],
+    allow_leak: tuple[str, ...],
+    config: Path | None,
+    settings: tuple[str, ...],
+    overwrite: bool,
+    show: bool,
+    as_json: bool,
+    **plain: Any,
+) -> None:
+    """Choose rows: peaks as positives, drawn negatives, and what training must not see.
+
+    A held-out factor takes along every factor that shares a gene or a protein with it; what would leak is refused with
+    the rows named. The selection is written once, with its SQL, counts and leaks.
+    """
+    from tfbind_store.query.selection import Selection, SelectionConfig, make_selection
+    from tfbind_store.store import Store
+
+    opened = Store.open(store)
+    if show:
+        _print(name, Selection.open(opened, name).info, as_json=as_json)
+        return
+    split = {
+        "train_chroms": listed(train_chroms),
+        "valid_chroms": listed(valid_chroms),
+        "test_chroms": listed(test_chroms),
+        "hold_out": _by_kind(hold_out),
+        "hold_out_random": list(hold_out_random),
+    }
+    given = {
+        **plain,
+        "params": _typed(key_values(params, option="-p")),
+        "negatives": listed(negatives),
+        "allow_leaks": list(allow_leak),
+        "split": {key: value for key, value in split.items() if value},
+    }
+    chosen = configured(SelectionConfig, config, given, settings)
+    report = make_selection(opened, name, chosen, overwrite=overwrite)
+    _print(name, report.info, as_json=as_json)
+
+
+def _by_kind(hold_out: tuple[str, ...]) -> dict[str, list[str]]:
+    """Read ``factor=A`` pairs; a name may hold commas, so each has its own option."""
+    names: dict[str, list[str]] = {}
+    for setting in hold_out:
+        kind, equals, name = setting.partition("=")
+        if not equals:
+            raise click.UsageError(f"--hold-out {setting}: write --hold-out factor=NAME or biotype=NAME")
+        names.setdefault(kind, []).append(name)
+    return names
+
+
+def _typed(params: Mapping[str, str]) -> dict[str, Any]:
+    """Return numbers as numbers: a bound text never equals a score."""
+
+    def number(text: str) -> Any:
+        for kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+        return text
+
+    return {name: number(text) for name, text in params.items()}
+
+
+def _print(name: str, info: Mapping[str, Any], *, as_json: bool) -> None:
+    rows = [
+        (split, *(kinds.get(kind, 0) for kind in ("positive", "random", "scoped")))
+        for split, kinds in info["totals"].items()
+    ]
+    text = [f"selection {name}: {info['rows']:,} rows", *table(("split", "positive", "random", "scoped"), rows)]
+    for kind, names in info["held_out"].items():
+        held = sorted({*names["valid"], *names["test"]})
+        if held:
+            text.append(f"held out, {kind}: {', '.join(held)}")
+    text += [f"left out {count:,}: {cause.replace('_', ' ')}" for cause, count in info["dropped"].items() if count]
+    text += [str(note) for note in [*info["notes"], *info["warnings"]]]
+    emit({"name": name, **info}, text, as_json=as_json)
