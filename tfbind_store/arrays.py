@@ -68,6 +68,7 @@ def create_array(
     shape: tuple[int, ...],
     shard: tuple[int, ...],
     chunk: tuple[int, ...],
+    replace: bool = False,
     fs: FileSystem = REAL,
 ) -> None:
     """Make an empty Zarr array; its metadata appear whole or not at all.
@@ -82,10 +83,14 @@ def create_array(
         Rows first.
     shard, chunk
         Shapes of a shard and of an inner chunk; both hold whole rows, a shard holds whole chunks.
+    replace
+        Give an array that is there this shape; its shards stay.
+    fs
+        The calls to the operating system.
     """
     assert shard[1:] == chunk[1:] == shape[1:], "shards and chunks hold whole rows"
     assert shard[0] % chunk[0] == 0, "a shard holds whole chunks"
-    if (path / "zarr.json").exists():
+    if not replace and (path / "zarr.json").exists():
         raise StoreExists("there is an array already", where=str(path), fix="choose another name with --name")
     make_directory(path, fs=fs)
     publish(path / "zarr.json", [_zarr_metadata(spec, shape, shard, chunk)], fs=fs)
@@ -206,9 +211,7 @@ def publish_shard(
 ) -> Receipt:
     """Publish one shard of `array`; see `commit.publish_shard`. Open the array again to read it."""
     layout = array.layout if isinstance(array, ShardedArray) else array
-    return commit.publish_shard(
-        layout, shard_id, data, states, reasons=reasons, provenance=provenance, fs=fs
-    )
+    return commit.publish_shard(layout, shard_id, data, states, reasons=reasons, provenance=provenance, fs=fs)
 
 
 class ShardedArray:
@@ -434,15 +437,16 @@ class ShardedArray:
                 following = self._flat_bins(shard_id + 1, np.zeros(1, dtype=np.int64), rest)
                 out[k, len(part) :] = following[:rest]
 
-    def _flat_bins(
-        self, shard_id: int, places: Int64[np.ndarray, " g"], n_bins: int
-    ) -> Shaped[np.ndarray, "bins dim"]:
+    def _flat_bins(self, shard_id: int, places: Int64[np.ndarray, " g"], n_bins: int) -> Shaped[np.ndarray, "bins dim"]:
         touched: Iterable[int] = ()
         if self._unproven:
             per_window = self._window_bins * self.layout.window_rows
             last = min(self.layout.windows_in(shard_id) - 1, int((places.max() + n_bins - 1) // per_window))
             touched = {
-                w for p in places.tolist() for w in range(p // per_window, (p + n_bins - 1) // per_window + 1) if w <= last
+                w
+                for p in places.tolist()
+                for w in range(p // per_window, (p + n_bins - 1) // per_window + 1)
+                if w <= last
             }
         return self._mapped(shard_id, touched).rows.reshape(-1, self.layout.shape[-1])
 

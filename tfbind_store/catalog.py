@@ -1,7 +1,7 @@
 """The DuckDB catalog: open, migrate, typed reads, bulk inserts, and SQL from strangers.
 
-A writer opens the working file. Readers open an immutable snapshot of it, attached read-only to a database in memory, so
-that several readers in one process never meet each other's settings. Results are numpy columns; NULL is NaN among
+A writer opens the working file. Readers open an immutable snapshot of it, attached read-only to a database in memory,
+so that several readers in one process never meet each other's settings. Results are numpy columns; NULL is NaN among
 numbers and None among anything else. This is the only module that imports duckdb. Which files there are, and who may
 write, is the ``store``'s business.
 """

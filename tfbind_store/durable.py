@@ -83,7 +83,9 @@ def _typed(error: OSError, path: Path, need_bytes: int) -> StoreError:
     if error.errno in _NO_SPACE:
         free = free_bytes(path)
         need = f"need {need_bytes:,} bytes, have {free:,}" if need_bytes else f"{free:,} bytes are free"
-        return NoSpace(f"the disk is full: {need}", where=str(path), fix="free some space, then run the same command again")
+        return NoSpace(
+            f"the disk is full: {need}", where=str(path), fix="free some space, then run the same command again"
+        )
     if error.errno in _READ_ONLY:
         fix = "make the store writable for you, or copy it to a place that is"
         return StoreReadOnly(f"cannot write: {error.strerror}", where=str(path), fix=fix)
@@ -135,9 +137,7 @@ def _write_all(fs: FileSystem, descriptor: int, data: memoryview) -> None:
         data = data[written:]
 
 
-def publish_temporary(
-    temporary: Path, path: Path, *, fsync_first: bool = False, fs: FileSystem = REAL
-) -> None:
+def publish_temporary(temporary: Path, path: Path, *, fsync_first: bool = False, fs: FileSystem = REAL) -> None:
     """Give a temporary file its final name and make the name durable.
 
     Parameters
