@@ -8,13 +8,9 @@ commit in ``commit``. This is the only module that imports zarr.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import math
 import os
-import resource
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -23,17 +19,12 @@ import numpy as np
 from jaxtyping import Int64, Shaped
 
 from tfbind_store import commit
-from tfbind_store.durable import REAL, FileSystem, make_directory, publish, read_regular
-from tfbind_store.errors import DamagedShard, FormatVersionError, LocusError, MissingWindow, StoreExists, StoreMissing
+from tfbind_store.durable import REAL, FileSystem, make_directory, publish
+from tfbind_store.errors import DamagedShard, LocusError, MissingWindow, StoreExists
+from tfbind_store.layouts import ARRAY_FORMAT, ATTRIBUTE, ArrayLayout, read_layout
+from tfbind_store.mappings import ShardMaps
 from tfbind_store.receipts import Completeness, Receipt, WindowState, read_receipts
-from tfbind_store.shards import (
-    ArrayLayout,
-    MappedShard,
-    label_fits,
-    map_shard,
-    open_shard,
-    window_hash,
-)
+from tfbind_store.shards import label_fits, open_shard
 from tfbind_store.spec import EmbeddingSpec
 
 __all__ = [
@@ -48,10 +39,6 @@ __all__ = [
     "read_layout",
 ]
 
-ARRAY_FORMAT = 1
-ATTRIBUTE = "tfbind_store"
-MAX_WINDOWS = 40_000_000
-MAX_METADATA_BYTES = 1024 * 1024
 Verify = Literal["index", "first-touch"]
 OnDamage = Literal["raise", "exclude"]
 _log = logging.getLogger(__name__)
@@ -117,88 +104,6 @@ def _zarr_metadata(
     return store._store_dict["zarr.json"].to_bytes()
 
 
-def read_layout(path: Path, receipts_dir: Path, *, name: str = "") -> ArrayLayout:
-    """Return how an array lies on disk, refusing metadata that `create_array` would not have written.
-
-    Raises
-    ------
-    StoreMissing
-        If there is no array.
-    DamagedShard
-        If ``zarr.json`` is not ours: another codec, chunk grid, fill value or shape.
-    """
-    where = path / "zarr.json"
-    try:
-        metadata = json.loads(read_regular(where, max_bytes=MAX_METADATA_BYTES))
-        return _layout_of(metadata, path, receipts_dir, name)
-    except FileNotFoundError as error:
-        fix = "run tfbind embed first, or tfbind info to see which arrays there are"
-        raise StoreMissing("there is no such array", where=str(path), fix=fix) from error
-    except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-        fix = "put zarr.json back from a copy: the shards are untouched"
-        raise DamagedShard(f"the array's metadata are not ours: {error}", where=str(where), fix=fix) from error
-
-
-def _layout_of(metadata: dict[str, Any], path: Path, receipts_dir: Path, name: str) -> ArrayLayout:
-    attributes = metadata["attributes"][ATTRIBUTE]
-    if attributes["format"] != ARRAY_FORMAT:
-        what = f"array format {attributes['format']}, this version reads {ARRAY_FORMAT}"
-        raise FormatVersionError(what, where=str(path), fix="use the tfbind_store version that wrote it")
-    spec = EmbeddingSpec.from_json(attributes["spec"])
-    shape, shard = tuple(metadata["shape"]), tuple(metadata["chunk_grid"]["configuration"]["chunk_shape"])
-    chunk = tuple(metadata["codecs"][0]["configuration"]["chunk_shape"])
-    for values in (shape, shard, chunk):
-        if not 2 <= len(values) <= 4 or not all(type(n) is int and n >= 1 for n in values):
-            raise ValueError(f"shape {values}")
-    _require_ours(metadata, attributes, spec, shape, shard, chunk)
-    return ArrayLayout(
-        name=name or path.stem,
-        path=path,
-        receipts_dir=receipts_dir,
-        spec=spec,
-        shape=shape,
-        shard_rows=shard[0],
-        window_rows=chunk[0],
-    )
-
-
-def _require_ours(
-    metadata: Mapping[str, Any],
-    attributes: Mapping[str, Any],
-    spec: EmbeddingSpec,
-    shape: tuple[int, ...],
-    shard: tuple[int, ...],
-    chunk: tuple[int, ...],
-) -> None:
-    little = {"name": "bytes", "configuration": {"endian": "little"}}
-    sharding = {
-        "chunk_shape": list(chunk),
-        "codecs": [little],
-        "index_codecs": [little, {"name": "crc32c"}],
-        "index_location": "end",
-    }
-    expected: dict[str, Any] = {
-        "zarr_format": 3,
-        "node_type": "array",
-        "data_type": spec.dtype,
-        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shard)}},
-        "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": "NaN",
-        "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
-    }
-    for key, value in expected.items():
-        if metadata.get(key) != value:
-            raise ValueError(f"{key} is {str(metadata.get(key))[:200]}, expected {value}")
-    if attributes["fingerprint"] != spec.fingerprint:
-        raise ValueError("the fingerprint does not fit the spec")
-    if shape[-1] != spec.dim or spec.dtype not in ("float16", "float32"):
-        raise ValueError(f"shape {shape} of {spec.dtype} does not fit the spec's dim {spec.dim}")
-    if shard[1:] != shape[1:] or chunk[1:] != shape[1:] or shard[0] % chunk[0]:
-        raise ValueError(f"shards {shard} and chunks {chunk} do not hold whole rows of {shape}")
-    if shape[0] // chunk[0] > MAX_WINDOWS or math.prod(shard) > 2**36:
-        raise ValueError(f"shape {shape} in shards {shard} is larger than any genome needs")
-
-
 def publish_shard(
     array: ShardedArray | ArrayLayout,
     shard_id: int,
@@ -233,9 +138,7 @@ class ShardedArray:
         """Shards with a receipt that cannot be served, and why."""
         self._receipts = dict(receipts)
         self._codes = np.full(layout.n_windows, _MISSING, dtype=np.uint8)
-        self._maps: OrderedDict[int, MappedShard] = OrderedDict()
-        self._max_maps = _affordable_maps(layout.n_shards)
-        self._unproven: dict[int, set[int]] = {}
+        self._maps = ShardMaps(layout, self._receipts)
         self._verify = verify
         self._window_bins = layout.shape[1] if len(layout.shape) == 3 else 1
 
@@ -300,7 +203,7 @@ class ShardedArray:
             # a writer died, or is, between renaming a new generation and its receipt: hashes decide, window by window
             _log.warning("%s is not the file its receipt is about: every window is checked", layout.where(shard_id))
         if not fits or self._verify == "first-touch":
-            self._unproven[shard_id] = _ok_places(receipt)
+            self._maps.distrust(receipt)
         self._receipts[shard_id] = receipt
         first = shard_id * layout.windows_per_shard
         self._codes[first : first + receipt.n_windows] = [_CODES[state] for state in receipt.states]
@@ -362,10 +265,11 @@ class ShardedArray:
         if row < 0 or row >= self.layout.shape[0] or self._codes[row // self.layout.window_rows] != _OK:
             raise self._missing(row)
         shard_id, place = divmod(row, self.layout.shard_rows)
-        mapped = self._maps.get(shard_id)
-        if mapped is None or self._unproven:
-            mapped = self._mapped(shard_id, {place // self.layout.window_rows})
-        return mapped.rows[place]
+        mapped = self._maps.mapped.get(shard_id)
+        if mapped is None or not self._maps.all_proven:
+            mapped = self._maps.get(shard_id, {place // self.layout.window_rows})
+        view: Shaped[np.ndarray, "..."] = mapped.rows[place]
+        return view
 
     def rows(self, first: int, count: int) -> Shaped[np.ndarray, "count ..."]:
         """Return consecutive rows: a view where they lie in one shard, else a copy."""
@@ -383,7 +287,8 @@ class ShardedArray:
     def _range(self, shard_id: int, place: int, count: int) -> Shaped[np.ndarray, "count ..."]:
         step = self.layout.window_rows
         windows = range(place // step, (place + count - 1) // step + 1)
-        return self._mapped(shard_id, windows).rows[place : place + count]
+        part: Shaped[np.ndarray, "count ..."] = self._maps.get(shard_id, windows).rows[place : place + count]
+        return part
 
     def gather(
         self, windows: Int64[np.ndarray, " k"], bins: Int64[np.ndarray, " k"], n_bins: int = 1
@@ -439,7 +344,7 @@ class ShardedArray:
 
     def _flat_bins(self, shard_id: int, places: Int64[np.ndarray, " g"], n_bins: int) -> Shaped[np.ndarray, "bins dim"]:
         touched: Iterable[int] = ()
-        if self._unproven:
+        if not self._maps.all_proven:
             per_window = self._window_bins * self.layout.window_rows
             last = min(self.layout.windows_in(shard_id) - 1, int((places.max() + n_bins - 1) // per_window))
             touched = {
@@ -448,7 +353,7 @@ class ShardedArray:
                 for w in range(p // per_window, (p + n_bins - 1) // per_window + 1)
                 if w <= last
             }
-        return self._mapped(shard_id, touched).rows.reshape(-1, self.layout.shape[-1])
+        return self._maps.get(shard_id, touched).rows.reshape(-1, self.layout.shape[-1])
 
     def _require_ok(self, rows: Int64[np.ndarray, " n"]) -> None:
         if not rows.size:
@@ -476,66 +381,10 @@ class ShardedArray:
         }.get(state, f"window {row} has not been embedded")
         return MissingWindow(what, where=where, fix=fix)
 
-    def _mapped(self, shard_id: int, touched: Iterable[int]) -> MappedShard:
-        mapped = self._maps.get(shard_id)
-        if mapped is None:
-            mapped = self._map(shard_id)
-        if shard_id in self._unproven:
-            self._prove(shard_id, mapped, touched)
-        return mapped
-
-    def _map(self, shard_id: int) -> MappedShard:
-        receipt = self._receipts[shard_id]
-        try:
-            descriptor = open_shard(self.layout, shard_id, size_bytes=receipt.size_bytes)
-        except FileNotFoundError as error:
-            raise MissingWindow("the shard's file is gone", where=self.layout.where(shard_id)) from error
-        try:
-            fits = label_fits(self.layout, shard_id, descriptor, receipt.window_xxh3_64)
-            mapped = map_shard(self.layout, shard_id, descriptor)
-        finally:
-            os.close(descriptor)
-        if not fits and shard_id not in self._unproven:  # published again since this array was opened
-            self._unproven[shard_id] = _ok_places(receipt)
-        self._maps[shard_id] = mapped
-        while len(self._maps) > self._max_maps:
-            self._maps.popitem(last=False)
-        return mapped
-
-    def _prove(self, shard_id: int, mapped: MappedShard, touched: Iterable[int]) -> None:
-        """Check the hashes of windows that are read for the first time."""
-        unproven, step = self._unproven[shard_id], self.layout.window_rows
-        for place in unproven.intersection(touched):
-            digest = window_hash(mapped.whole[place * step : (place + 1) * step])
-            if digest != self._receipts[shard_id].window_xxh3_64[place]:
-                window = shard_id * self.layout.windows_per_shard + place
-                raise DamagedShard(
-                    f"window {window} does not hash to what its receipt says",
-                    where=self.layout.where(shard_id),
-                    fix="run tfbind verify --deep, then tfbind repair, then embed again",
-                )
-            unproven.discard(place)
-
     def will_need(self, windows: Iterable[int]) -> None:
         """Tell the system that these windows are read soon, so that it fetches them together."""
         size = self.layout.window_bytes
         for window in windows:
             shard_id, place = divmod(int(window), self.layout.windows_per_shard)
             if self._codes[int(window)] == _OK:
-                (self._maps.get(shard_id) or self._map(shard_id)).will_need(place * size, size)
-
-
-def _ok_places(receipt: Receipt) -> set[int]:
-    return {place for place, state in enumerate(receipt.states) if state is WindowState.ok}
-
-
-def _affordable_maps(n_shards: int) -> int:
-    """Return how many shards to keep mapped: each costs a descriptor, so the soft limit is raised where that helps."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = 2 * n_shards + 256
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        ceiling = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, ceiling), hard))
-            soft = max(soft, ceiling)
-    return n_shards if soft == resource.RLIM_INFINITY else max(16, soft // 2)
+                self._maps.get(shard_id, ()).will_need(place * size, size)

@@ -9,7 +9,6 @@ write, is the ``store``'s business.
 from __future__ import annotations
 
 import contextlib
-import importlib.resources
 import json
 import logging
 import re
@@ -18,36 +17,22 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import duckdb
-import numpy as np
 
+from tfbind_store.columns import Columns, Parameters, as_column, plain_parameters, to_columns
 from tfbind_store.durable import discard, publish_temporary, temporary_beside
 from tfbind_store.errors import CatalogError, InputFileError, NoSpace, SqlError, SqlTimeout
+from tfbind_store.migrations import newest_schema, schema_steps
 
 STORAGE_VERSION = "v1.0.0"
 """Written so that DuckDB 1.x opens it too."""
 MAX_SQL_CHARS = 1_000_000
-Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any] | None
-_MIGRATION = re.compile(r"^(\d{4})_[a-z0-9_]+\.sql$")
 _NAME = re.compile(r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$")
 _CSV_LINE = re.compile(r"CSV Error on Line: (\d+)")
 _LINE_SEPARATOR = "\x01"
 _log = logging.getLogger(__name__)
-
-
-class Columns(dict[str, np.ndarray]):
-    """The answer to a query: one numpy array per column, in the query's order."""
-
-    @property
-    def n(self) -> int:
-        """Rows."""
-        return len(next(iter(self.values()))) if self else 0
-
-    def rows(self) -> list[tuple[Any, ...]]:
-        """Return the same as plain tuples."""
-        return list(zip(*(column.tolist() for column in self.values()), strict=True))
 
 
 class Table(NamedTuple):
@@ -123,7 +108,7 @@ class Catalog:
     def columns(self, sql: str, params: Parameters = None) -> Columns:
         """Return the answer as numpy columns."""
         with _catalog_errors(self.path):
-            return _columns(self._run(sql, params).fetchnumpy())
+            return to_columns(self._run(sql, params).fetchnumpy())
 
     def rows(self, sql: str, params: Parameters = None) -> list[tuple[Any, ...]]:
         """Return the answer as tuples."""
@@ -137,7 +122,7 @@ class Catalog:
 
     def _run(self, sql: str, params: Parameters) -> duckdb.DuckDBPyConnection:
         with _catalog_errors(self.path):
-            return self._connection.execute(sql, _plain(params))
+            return self._connection.execute(sql, plain_parameters(params))
 
     # writing -----------------------------------------------------------------------------------------------------
 
@@ -165,7 +150,7 @@ class Catalog:
         replace
             Rows with the same primary key are replaced.
         """
-        arrays = {name: _as_array(values) for name, values in columns.items()}
+        arrays = {name: as_column(values) for name, values in columns.items()}
         lengths = {name: len(values) for name, values in arrays.items()}
         assert len(set(lengths.values())) == 1, f"columns of different lengths: {lengths}"
         n_rows = next(iter(lengths.values()))
@@ -179,7 +164,7 @@ class Catalog:
     def registered(self, name: str, columns: Mapping[str, Any]) -> Iterator[None]:
         """Let queries in the block read `columns` as a table called `name`."""
         with _catalog_errors(self.path):
-            arrays = {column: _as_array(values) for column, values in columns.items()}
+            arrays = {column: as_column(values) for column, values in columns.items()}
             self._connection.register(_name(name), arrays)
         try:
             yield
@@ -246,7 +231,7 @@ class Catalog:
             raise CatalogError("there is no such Parquet file", where=str(path))
         chosen = "*" if columns is None else ", ".join(f'"{name}"' for name in map(_name, columns))
         with _catalog_errors(path), duckdb.connect() as connection:
-            return _columns(connection.execute(f"SELECT {chosen} FROM read_parquet(?)", [str(path)]).fetchnumpy())
+            return to_columns(connection.execute(f"SELECT {chosen} FROM read_parquet(?)", [str(path)]).fetchnumpy())
 
     @staticmethod
     def write_parquet(path: Path, columns: Mapping[str, Any]) -> None:
@@ -278,7 +263,7 @@ class Catalog:
         """
         with self._sandbox(memory) as connection, _time_limit(connection, seconds), _sql_errors(sql):
             _require_one_select(connection, sql)
-            connection.execute(sql, _plain(params))
+            connection.execute(sql, plain_parameters(params))
             types = [str(column[1]) for column in connection.description or ()]
             names = [str(column[0]) for column in connection.description or ()]
             rows = connection.fetchall() if max_rows is None else connection.fetchmany(max_rows + 1)
@@ -307,7 +292,7 @@ class Catalog:
             _require_one_select(connection, sql)
             if _without_where(connection, sql) != _without_where(connection, template % "TRUE"):
                 raise SqlError("not a condition on its own", where=fragment[:200], fix="write what follows WHERE")
-            return _columns(connection.execute(f"{sql} ORDER BY ALL", _plain(params)).fetchnumpy())
+            return to_columns(connection.execute(f"{sql} ORDER BY ALL", plain_parameters(params)).fetchnumpy())
 
     @contextlib.contextmanager
     def _sandbox(self, memory: str) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -345,26 +330,12 @@ class Catalog:
         if version > newest_schema():
             what = f"the catalog has schema {version}, this version writes {newest_schema()}"
             raise CatalogError(what, where=str(self.path), fix="update tfbind-store")
-        for number, text in sorted(_schema_steps().items()):
+        for number, text in sorted(schema_steps().items()):
             if number > version:
                 with self.transaction():
                     self._connection.execute(text)
                     self.execute("INSERT OR REPLACE INTO data.meta VALUES ('schema_version', ?)", [str(number)])
                 _log.info("catalog %s: schema %d", self.path, number)
-
-
-def newest_schema() -> int:
-    """Return the schema version that this package reads and writes."""
-    return max(_schema_steps())
-
-
-def _schema_steps() -> dict[int, str]:
-    package = importlib.resources.files("tfbind_store")
-    steps = {1: (package / "schema.sql").read_text(encoding="utf-8")}
-    for entry in (package / "migrations").iterdir():
-        if match := _MIGRATION.match(entry.name):
-            steps[int(match[1])] = entry.read_text(encoding="utf-8")
-    return steps
 
 
 def _attached(path: Path) -> duckdb.DuckDBPyConnection:
@@ -394,7 +365,7 @@ def _require_one_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None
 def _without_where(connection: duckdb.DuckDBPyConnection, sql: str) -> Any:
     """Return the parsed query without its condition."""
     found = connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
-    parsed = json.loads(found[0]) if found else {"error": True}
+    parsed: dict[str, Any] = json.loads(found[0]) if found else {"error": True}
     if parsed["error"] or len(parsed["statements"]) != 1:
         raise SqlError(str(parsed.get("error_message", "cannot be parsed")), where=sql[:200])
     node = parsed["statements"][0]["node"]
@@ -456,47 +427,6 @@ def _parquet_target(path: Path) -> Iterator[Path]:
         publish_temporary(temporary, path, fsync_first=True)
     finally:
         discard(temporary)
-
-
-def _columns(arrays: Mapping[str, Any]) -> Columns:
-    return Columns({name: _unmasked(values) for name, values in arrays.items()})
-
-
-def _unmasked(values: Any) -> np.ndarray:
-    if not isinstance(values, np.ma.MaskedArray):
-        return np.asarray(values)
-    if not values.mask.any():
-        return np.asarray(values.data)
-    if values.dtype.kind == "f":
-        return np.asarray(values.filled(np.nan))
-    if values.dtype.kind in "iu":
-        return np.asarray(values.astype(np.float64).filled(np.nan))
-    plain = values.data.astype(object)
-    plain[values.mask] = None
-    return np.asarray(plain)
-
-
-def _as_array(values: Any) -> np.ndarray:
-    if isinstance(values, np.ndarray) and values.ndim == 1:
-        return values
-    array = np.empty(len(values), dtype=object)
-    array[:] = list(values)
-    return array
-
-
-def _plain(params: Parameters) -> Any:
-    """Return parameters as Python values: DuckDB takes no numpy scalars."""
-    if params is None:
-        return None
-    if isinstance(params, Mapping):
-        return {name: _plain_value(value) for name, value in params.items()}
-    return [_plain_value(value) for value in params]
-
-
-def _plain_value(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    return value
 
 
 def _name(name: str) -> str:

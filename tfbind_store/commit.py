@@ -33,9 +33,9 @@ from tfbind_store.durable import (
     write_temporary,
 )
 from tfbind_store.errors import DamagedShard, EmbeddingError
+from tfbind_store.layouts import ArrayLayout
 from tfbind_store.receipts import Receipt, WindowState, read_receipt, receipt_path
 from tfbind_store.shards import (
-    ArrayLayout,
     index_bytes,
     label_bytes,
     label_fits,
@@ -226,7 +226,7 @@ def _commit(
 ) -> Receipt | None:
     """Write shard and receipt; None, and nothing written, if another writer published meanwhile."""
     tail = label_bytes(layout, shard_id, content.hashes) + index_bytes(layout, shard_id)
-    parts = [memoryview(content.rows).cast("B"), tail]
+    parts: list[bytes | memoryview] = [content.rows.data.cast("B"), tail]
     digest = xxhash.xxh3_128()
     for part in parts:
         digest.update(part)

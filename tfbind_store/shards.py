@@ -1,4 +1,4 @@
-"""The bytes of one shard: geometry, hashes, the tail, and mapping it into memory.
+"""The bytes of one shard: hashes, the tail, and mapping it into memory.
 
 A shard file is ``body | label | index``. The body is the C-order block of the shard's rows. The index is the one of
 Zarr's ``sharding_indexed`` codec (offset and size of each inner chunk as little-endian uint64, then their crc32c), so
@@ -13,9 +13,6 @@ import mmap
 import os
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -25,103 +22,14 @@ from jaxtyping import Shaped
 
 from tfbind_store.durable import open_regular
 from tfbind_store.errors import DamagedShard
-from tfbind_store.spec import EmbeddingSpec
+from tfbind_store.layouts import LABEL, ArrayLayout
 
 LABEL_MAGIC = b"tfbshrd1"
-_LABEL = struct.Struct("<8sQ32s16s")
 _ABSENT_CHUNK = np.iinfo(np.uint64).max
 _MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if os.uname().sysname == "Linux" else 0)
 # the finite values of a float, read as an unsigned integer without its sign bit, lie below these
 _BITS: dict[str, tuple[Any, int]] = {"float16": (np.uint16, 0x7C00), "float32": (np.uint32, 0x7F800000)}
 _READ_BYTES = 8 * 1024 * 1024
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrayLayout:
-    """Where an array's shards and receipts are and how rows lie in them."""
-
-    name: str
-    path: Path
-    receipts_dir: Path
-    spec: EmbeddingSpec
-    shape: tuple[int, ...]
-    shard_rows: int
-    """Rows per shard; the last shard may hold fewer."""
-    window_rows: int
-    """Rows per inner chunk: 1 for genome windows."""
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of the array's spec."""
-        return self.spec.fingerprint
-
-    @cached_property
-    def dtype(self) -> np.dtype[Any]:
-        """Stored dtype, little-endian."""
-        return np.dtype(self.spec.dtype).newbyteorder("<")
-
-    @cached_property
-    def row_shape(self) -> tuple[int, ...]:
-        """Shape of one row."""
-        return self.shape[1:]
-
-    @cached_property
-    def row_bytes(self) -> int:
-        """Bytes of one row."""
-        return int(np.prod(self.row_shape, dtype=np.int64)) * self.dtype.itemsize
-
-    @property
-    def window_bytes(self) -> int:
-        """Bytes of one inner chunk."""
-        return self.row_bytes * self.window_rows
-
-    @property
-    def windows_per_shard(self) -> int:
-        """Inner chunks per whole shard."""
-        return self.shard_rows // self.window_rows
-
-    @property
-    def n_windows(self) -> int:
-        """Inner chunks of the whole array."""
-        return -(-self.shape[0] // self.window_rows)
-
-    @property
-    def n_shards(self) -> int:
-        """Shards of the whole array."""
-        return -(-self.shape[0] // self.shard_rows)
-
-    def rows_in(self, shard_id: int) -> int:
-        """Return how many rows a shard holds."""
-        return min(self.shard_rows, self.shape[0] - shard_id * self.shard_rows)
-
-    def windows_in(self, shard_id: int) -> int:
-        """Return how many inner chunks a shard holds."""
-        return -(-self.rows_in(shard_id) // self.window_rows)
-
-    def body_bytes(self, shard_id: int) -> int:
-        """Return the length of a shard's body."""
-        return self.windows_in(shard_id) * self.window_bytes
-
-    def size_bytes(self, shard_id: int) -> int:
-        """Return the length of a shard's file."""
-        return self.body_bytes(shard_id) + self.tail_bytes
-
-    @property
-    def tail_bytes(self) -> int:
-        """Length of label and index."""
-        return _LABEL.size + 16 * self.windows_per_shard + 4
-
-    def shard_path(self, shard_id: int) -> Path:
-        """Return a shard's file: the Zarr key ``c.<shard>.0.0``."""
-        return self.path / self.shard_key(shard_id)
-
-    def shard_key(self, shard_id: int) -> str:
-        """Return a shard's Zarr key."""
-        return ".".join(["c", str(shard_id), *("0" for _ in self.row_shape)])
-
-    def where(self, shard_id: int) -> str:
-        """Name a shard for an error."""
-        return str(self.shard_path(shard_id))
 
 
 def index_bytes(layout: ArrayLayout, shard_id: int) -> bytes:
@@ -137,12 +45,12 @@ def index_bytes(layout: ArrayLayout, shard_id: int) -> bytes:
 def label_bytes(layout: ArrayLayout, shard_id: int, window_hashes: Sequence[str | None]) -> bytes:
     """Return the label: which shard of which fingerprint, and a hash of its windows' hashes."""
     content = xxhash.xxh3_128_digest(",".join(digest or "-" for digest in window_hashes).encode("ascii"))
-    return _LABEL.pack(LABEL_MAGIC, shard_id, bytes.fromhex(layout.fingerprint), content)
+    return LABEL.pack(LABEL_MAGIC, shard_id, bytes.fromhex(layout.fingerprint), content)
 
 
-def window_hash(values: Shaped[np.ndarray, "..."] | bytes | memoryview) -> str:
+def window_hash(values: Shaped[np.ndarray, "..."] | bytes) -> str:
     """Return the xxh3-64 of a window's bytes."""
-    return xxhash.xxh3_64_hexdigest(values)
+    return xxhash.xxh3_64_hexdigest(values.data if isinstance(values, np.ndarray) else values)
 
 
 def largest_magnitude(values: Shaped[np.ndarray, "..."]) -> float | None:
@@ -195,7 +103,7 @@ def open_shard(layout: ArrayLayout, shard_id: int, *, size_bytes: int) -> int:
 
 def label_fits(layout: ArrayLayout, shard_id: int, descriptor: int, window_hashes: Sequence[str | None]) -> bool:
     """Return whether a shard's label says what its receipt says."""
-    stored = os.pread(descriptor, _LABEL.size, layout.body_bytes(shard_id))
+    stored = os.pread(descriptor, LABEL.size, layout.body_bytes(shard_id))
     return stored == label_bytes(layout, shard_id, window_hashes)
 
 

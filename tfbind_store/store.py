@@ -24,12 +24,13 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from tfbind_store import stock
-from tfbind_store.arrays import OnDamage, ShardedArray, Verify, create_array, read_layout
+from tfbind_store.arrays import OnDamage, ShardedArray, Verify, create_array
 from tfbind_store.catalog import Catalog
 from tfbind_store.durable import make_directory, publish, typed_errors
 from tfbind_store.errors import CatalogError, SpecError, StoreBusy, StoreError, StoreExists
 from tfbind_store.genome import Genome, write_genome
 from tfbind_store.identity import FILE_NAME, StoreMeta, meta_bytes, new_meta, read_meta
+from tfbind_store.layouts import read_layout
 from tfbind_store.loci import Grid, Tiling
 from tfbind_store.names import path_safe_name
 from tfbind_store.receipts import Completeness
