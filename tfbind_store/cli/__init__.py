@@ -9,7 +9,7 @@ from tfbind_store.cli import doctor, selecting, stores
 from tfbind_store.cli.frame import MainGroup
 
 
-@click.group(cls=MainGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group("tfbind", cls=MainGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="tfbind")
 def main() -> None:
     """Predict where a transcription factor binds, from embeddings that are computed once and stored.

@@ -185,7 +185,7 @@ def import_peaks(
 
 
 @import_.command(
-    "factors", examples=["tfbind import factors yeast.store proteins.fa.gz --synonyms SGD_features.tab.gz"]
+    "factors", examples=["tfbind import factors yeast.store proteins.fa.gz --synonyms names.tsv"]
 )
 @STORE
 @SOURCE

@@ -1,0 +1,161 @@
+"""The command line: every help's examples run, in the order of the flow, and errors are three lines and a status."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from tfbind_store.cli import main
+from tfbind_store.cli.frame import Command, Group, MainGroup, plain, table
+from tfbind_store.errors import Interrupted, PeakFileError, StoreBusy
+
+FACTORS = {"REB1": "CGGGTAA", "RAP1": "TGTATGGGT", "ABF1": "TCACTAAACGA", "MCM1": "CCTAATTAGG"}
+CHROM_BP = 24_000
+
+
+def write_inputs(folder: Path) -> None:
+    """Write the files that the examples name: three small chromosomes with planted motifs."""
+    rng = np.random.default_rng(7)
+    genome = {chrom: rng.choice(list("ACGT"), CHROM_BP) for chrom in ("chrI", "chrII", "chrIII")}
+    peaks = []
+    for number, (factor, motif) in enumerate(FACTORS.items()):
+        for chrom, bases in genome.items():
+            for place in range(200 + 60 * number, CHROM_BP - 500, 800):
+                bases[place : place + len(motif)] = list(motif)
+                peaks.append((chrom, place, place + len(motif), f"E{number}.{factor}.BY4741", 100 + number))
+    fasta = "".join(f">{chrom}\n{''.join(bases)}\n" for chrom, bases in genome.items())
+    with gzip.open(folder / "genome.fa.gz", "wt") as file:
+        file.write(fasta)
+    with gzip.open(folder / "peaks.bed.gz", "wt") as file:
+        file.writelines("\t".join(map(str, peak)) + "\n" for peak in peaks)
+    letters = list("ACDEFGHIKLMNPQRSTVWY")
+    with gzip.open(folder / "proteins.fa.gz", "wt") as file:
+        for factor in FACTORS:
+            file.write(f">Y{factor} gene={factor}\nM{''.join(rng.choice(letters, 80))}\n")
+    (folder / "peaks").mkdir()
+    (folder / "peaks" / "E9.REB1.bed").write_text("chrI\t5000\t5010\nchrII\t7000\t7010\nchrIII\t9000\t9010\n")
+    (folder / "names.tsv").write_text("REB1\tGRF2\nRAP1\tGRF1\n")
+    (folder / "cells.tsv").write_text("biotype\tdescription\nBY4741\thaploid laboratory strain in rich medium\n")
+    (folder / "experiments.tsv").write_text("experiment\tlaboratory\nE0.REB1.BY4741\tours\n")
+    (folder / "promoters.bed").write_text("chrI\t100\t600\tfirst\n")
+    (folder / "blacklist.bed").write_text("chr1\t23000\t23500\n")
+    (folder / "motifs.jaspar").write_text(
+        ">MA0363.1\tREB1\n" + "".join(f"{b} [ {' '.join(str(9 * (b == c)) for c in 'CGGGTAA')} ]\n" for b in "ACGT")
+    )
+
+
+def flow(group: click.Group = main) -> Iterator[str]:
+    """Yield the examples of all commands, in the order in which help lists them."""
+    for command in group.commands.values():
+        if isinstance(command, click.Group):
+            yield from flow(command)
+        elif isinstance(command, Command) and command.name != "demo":
+            yield from command.examples
+
+
+EXAMPLES = list(flow())
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """Run all examples one after the other in one folder."""
+    folder = tmp_path_factory.mktemp("flow")
+    write_inputs(folder)
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        return {example: CliRunner().invoke(main, shlex.split(example)[1:]) for example in EXAMPLES}
+    finally:
+        os.chdir(before)
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_the_examples_of_the_helps_run(ran: dict[str, Result], example: str) -> None:
+    result = ran[example]
+    assert result.exit_code == 0, result.output
+    assert result.stdout
+    if "--json" in example:
+        json.loads(result.stdout)
+
+
+def failing(error: BaseException) -> Result:
+    """Run a command that raises `error`."""
+
+    @click.group(cls=MainGroup)
+    def tool() -> None: ...
+
+    @tool.command("fail", cls=Command)
+    def fail() -> None:
+        raise error
+
+    return CliRunner().invoke(tool, ["fail"])
+
+
+class TestErrors:
+    def test_are_what_where_fix_and_no_traceback(self) -> None:
+        result = failing(PeakFileError("end 5 <= start 5", where="a.bed:3", fix="mend the line"))
+        assert result.stderr == "Error: end 5 <= start 5\n  where: a.bed:3\n  fix:   mend the line\n"
+        assert result.stdout == ""
+        assert result.exit_code == 1
+
+    def test_busy_is_75(self) -> None:
+        assert failing(StoreBusy("another process writes")).exit_code == 75
+
+    def test_interrupted_is_130(self) -> None:
+        assert failing(Interrupted("stopped")).exit_code == 130
+        assert failing(KeyboardInterrupt()).exit_code == 130
+
+    def test_a_full_disk_says_so(self) -> None:
+        result = failing(OSError(28, "No space left on device", "/somewhere/x"))
+        assert "No space left on device" in result.stderr
+        assert "where: /somewhere/x" in result.stderr
+        assert "fix:   free space" in result.stderr
+        assert result.exit_code == 1
+
+    def test_our_own_fault_is_called_so(self) -> None:
+        result = failing(KeyError("x"))
+        assert "unexpected KeyError: 'x'" in result.stderr
+        assert "not yours" in result.stderr
+        assert result.exit_code == 1
+
+    def test_a_wrong_option_is_the_users_mistake(self) -> None:
+        result = CliRunner().invoke(main, ["info", "--jsn"])
+        assert result.exit_code == 1
+        assert "where: tfbind info" in result.stderr
+        assert "fix:   tfbind info --help" in result.stderr
+
+    def test_a_store_that_is_not_there(self, tmp_path: Path) -> None:
+        result = CliRunner().invoke(main, ["info", str(tmp_path / "none.store")])
+        assert result.exit_code == 1
+        assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["Error", "  where", "  fix"]
+
+
+def test_no_arguments_show_the_help() -> None:
+    result = CliRunner().invoke(main, [])
+    assert result.exit_code == 1
+    assert "init" in result.stderr
+
+
+def test_groups_list_commands_in_flow_order() -> None:
+    names = list(main.commands)
+    order = ["init", "import", "info", "select", "pretrain", "embed", "train", "evaluate", "report"]
+    assert [name for name in names if name in order] == order
+    assert isinstance(main, Group)
+
+
+def test_table_aligns_numbers_to_the_right() -> None:
+    assert table(("name", "n"), [("a", 1), ("bcd", 1200)]) == ["name      n", "a         1", "bcd   1,200"]
+
+
+def test_plain_turns_anything_into_json() -> None:
+    value = {"a": np.int64(3), "b": np.array([1.0, np.nan]), "c": Path("x"), "d": (1, {2})}
+    assert plain(value) == {"a": 3, "b": [1.0, None], "c": "x", "d": [1, [2]]}

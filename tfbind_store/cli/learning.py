@@ -1,0 +1,59 @@
+"""Commands that learn and judge: pretrain, train, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tfbind_store.cli.frame import Command, configured, emit, json_option
+from tfbind_store.cli.stores import STORE
+
+CONFIG = click.option("--config", type=click.Path(path_type=Path), help="TOML with any keys of the config.")
+SET = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the config. Repeatable.")
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "tfbind pretrain yeast.store demo trunk/ --passes 2 --set trunk.dim=24",
+        "tfbind pretrain yeast.store demo control/ --permute-labels --passes 1 --set trunk.dim=24",
+    ],
+)
+@STORE
+@click.argument("selection")
+@click.argument("trunk", type=click.Path(path_type=Path))
+@click.option("--passes", type=float, help="Times that every training base is read.  [default: 24]")
+@click.option("--minutes", type=float, help="Stop after so long, the learning rate at its end.")
+@click.option("--permute-labels", is_flag=True, default=None, help="The control: peaks at random places.")
+@click.option("--seed", type=int, help="Decides weights, order and draws.  [default: 0]")
+@CONFIG
+@SET
+@json_option
+def pretrain(
+    store: Path,
+    selection: str,
+    trunk: Path,
+    config: Path | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Train a small trunk on peaks as tracks, and write it to the folder TRUNK.
+
+    It reads the training chromosomes and training factors of SELECTION only; its card says so, and the checkpoint of
+    every head on top of it repeats it.
+    """
+    from tfbind_store.finetune import PretrainConfig, pretrain_trunk
+    from tfbind_store.store import Store
+
+    chosen = configured(PretrainConfig, config, given, settings)
+    result = pretrain_trunk(Store.open(store), selection, chosen, trunk)
+    text = [
+        f"trunk: {result.path}, {result.n_tracks} tracks, {result.n_steps:,} steps in {result.seconds:.0f} s, "
+        f"loss {result.loss:.4f}",
+        *(f"{name.replace('_', ' ')}: {value:.3f}, median over tracks" for name, value in result.validation.items()),
+        f"next: tfbind embed {store} windows --checkpoint {trunk}",
+    ]
+    emit(result, text, as_json=as_json)
