@@ -5,11 +5,13 @@ from __future__ import annotations
 import click
 
 from tfbind_store import __version__
-from tfbind_store.cli import doctor, selecting, stores
+from tfbind_store.cli import doctor, embedding, learning, selecting, stores
 from tfbind_store.cli.frame import MainGroup
 
 
-@click.group("tfbind", cls=MainGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(
+    "tfbind", cls=MainGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
 @click.version_option(__version__, prog_name="tfbind")
 def main() -> None:
     """Predict where a transcription factor binds, from embeddings that are computed once and stored.
@@ -19,5 +21,15 @@ def main() -> None:
     """
 
 
-for command in (stores.init, stores.import_, stores.info, stores.sql, selecting.select, doctor.doctor):
+for command in (
+    stores.init,
+    stores.import_,
+    stores.info,
+    stores.sql,
+    selecting.select,
+    learning.pretrain,
+    embedding.plan,
+    embedding.embed,
+    doctor.doctor,
+):
     main.add_command(command)

@@ -16,7 +16,7 @@ from tfbind_store.cli.stores import STORE
     cls=Command,
     examples=[
         "tfbind select yeast.store demo --test-chroms chrII --valid-chroms chrI --bins 4",
-        'tfbind select yeast.store no_reb1 --where "score > $least" -p least=1 --hold-out factor=REB1 --test-chroms chrII',
+        "tfbind select yeast.store no_reb1 --hold-out factor=REB1 --where 'score > $least' -p least=1",
         "tfbind select yeast.store demo --show",
     ],
 )

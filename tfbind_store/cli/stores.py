@@ -184,9 +184,7 @@ def import_peaks(
     _print_report(report, as_json=as_json)
 
 
-@import_.command(
-    "factors", examples=["tfbind import factors yeast.store proteins.fa.gz --synonyms names.tsv"]
-)
+@import_.command("factors", examples=["tfbind import factors yeast.store proteins.fa.gz --synonyms names.tsv"])
 @STORE
 @SOURCE
 @click.option(

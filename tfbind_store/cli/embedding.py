@@ -1,0 +1,218 @@
+"""Commands that compute embeddings: plan, embed."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tfbind_store.cli.frame import Command, Kept, emit, json_option, key_values, listed, size_text
+from tfbind_store.cli.stores import STORE
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tfbind_store.loci import Locus
+    from tfbind_store.precompute.plan import Plan
+    from tfbind_store.precompute.report import EmbedReport
+    from tfbind_store.store import Store
+
+WHAT = ("windows", "factors", "contexts")
+DEFAULT_EMBEDDER = {"windows": "enformer", "factors": "composition", "contexts": "hashed"}
+OFFICIAL_TRUNK = "EleutherAI/enformer-official-rough"
+SHOWN_FAILURES = 5
+
+
+def embedder_options(function: Kept) -> Kept:
+    """Add what chooses an embedder."""
+    for decorate in reversed(
+        [
+            click.option("--embedder", metavar="NAME", help="Default: enformer, composition or hashed."),
+            click.option("--checkpoint", metavar="PLACE", help="A model's folder, file or hub id."),
+            click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the embedder."),
+            click.option("--allow-download", is_flag=True, help="Ask the hub for weights that are not here."),
+            click.option("--name", metavar="LABEL", help="The array's name; another embedder needs another."),
+            click.option("--loci", metavar="SET", help="Only windows that touch this set of imported loci."),
+            click.option("--chroms", metavar="LIST", help="Only windows of these chromosomes."),
+            click.option("--retry-failed", is_flag=True, help="Try windows again that failed before."),
+        ]
+    ):
+        function = decorate(function)
+    return function
+
+
+@click.command(cls=Command, examples=["tfbind plan yeast.store windows --checkpoint trunk/"])
+@STORE
+@click.argument("what", type=click.Choice(["windows"]), default="windows")
+@embedder_options
+@json_option
+def plan(store: Path, what: str, retry_failed: bool, as_json: bool, **options: Any) -> None:
+    """Show what `tfbind embed` would do, without doing it: windows, shards, bytes, free disk, time."""
+    from tfbind_store.precompute.run import plan_windows
+    from tfbind_store.store import Store
+
+    opened = Store.open(store)
+    embedder = _make(what, **_choice(options))
+    loci = _loci(opened, options["loci"], options["chroms"])
+    planned = plan_windows(
+        opened, embedder, name=_label(what, options), asked=_asked(opened, loci), retry_failed=retry_failed
+    )
+    free = shutil.disk_usage(opened.path).free
+    value = {
+        "n_asked": planned.n_asked,
+        "n_done": planned.n_done,
+        "n_compute": planned.n_compute,
+        "n_all_n": planned.n_all_n,
+        "n_failed_before": planned.n_failed_before,
+        "n_shards": len(planned.shards),
+        "write_bytes": planned.write_bytes,
+        "need_bytes": planned.need_bytes,
+        "free_bytes": free,
+        "estimate_seconds": planned.estimate_seconds,
+        "fits": planned.need_bytes <= free,
+    }
+    emit(value, _plan_lines(planned, free), as_json=as_json)
+
+
+def _plan_lines(planned: Plan, free: int) -> list[str]:
+    seconds = planned.estimate_seconds
+    time = "time unknown before the first shard" if seconds is None else f"about {seconds:,.0f} s"
+    lines = [
+        f"windows: {planned.n_asked:,} asked, {planned.n_done:,} done, {planned.n_compute:,} to compute, "
+        f"{planned.n_all_n:,} all N",
+        f"shards: {len(planned.shards):,}, {size_text(planned.write_bytes)} to write, {size_text(free)} free; {time}",
+    ]
+    if planned.n_failed_before:
+        lines.append(f"{planned.n_failed_before:,} failed before: --retry-failed tries them again")
+    return lines
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "tfbind embed yeast.store windows --checkpoint trunk/",
+        "tfbind embed yeast.store factors",
+        "tfbind embed yeast.store contexts",
+        "tfbind embed yeast.store windows --embedder toy --name toy --chroms chrI",
+    ],
+)
+@STORE
+@click.argument("what", type=click.Choice(WHAT))
+@embedder_options
+@json_option
+def embed(store: Path, what: str, retry_failed: bool, as_json: bool, **options: Any) -> None:
+    """Compute the embeddings that are missing; finished shards are kept, so the same command goes on.
+
+    Windows of the genome by a trunk (enformer), proteins of the factors (composition, which needs no weights, or esm),
+    texts of the biotypes (hashed, which needs none, or bert). Prints the plan first; refuses what does not fit.
+    """
+    from tfbind_store.precompute import run
+    from tfbind_store.store import Store
+
+    opened = Store.open(store)
+    embedder = _make(what, **_choice(options))
+    progress = sys.stderr.isatty()
+    report: EmbedReport
+    if what == "windows":
+        loci = _loci(opened, options["loci"], options["chroms"])
+        name = _label(what, options)
+        planned = run.plan_windows(opened, embedder, name=name, asked=_asked(opened, loci), retry_failed=retry_failed)
+        click.echo("\n".join(_plan_lines(planned, shutil.disk_usage(opened.path).free)), err=True)
+        report = run.embed_windows(opened, embedder, name=name, loci=loci, retry_failed=retry_failed, progress=progress)
+    elif what == "factors":
+        report = run.embed_factors(opened, embedder, name=options["name"], progress=progress)
+    else:
+        report = run.embed_contexts(opened, embedder, name=options["name"], progress=progress)
+    emit(report, _report_lines(report), as_json=as_json)
+    report.require_complete()
+
+
+def _report_lines(report: EmbedReport) -> list[str]:
+    unit = report.unit
+    lines = [
+        f"{report.array}: {report.n_asked:,} {unit}s asked, {report.n_done_before:,} there before, "
+        f"{report.n_computed:,} computed in {report.seconds:.1f} s"
+    ]
+    if report.n_all_n:
+        lines.append(f"  {report.n_all_n:,} hold only N: nothing to embed")
+    if report.n_truncated:
+        lines.append(f"  {report.n_truncated:,} were longer than the model reads: their end was left out")
+    lines += [f"  failed: {failure.name}: {failure.reason}" for failure in report.failures[:SHOWN_FAILURES]]
+    return lines
+
+
+def _choice(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: options[key] for key in ("embedder", "checkpoint", "settings", "allow_download")}
+
+
+def _make(
+    what: str, *, embedder: str | None, checkpoint: str | None, settings: tuple[str, ...], allow_download: bool
+) -> Any:
+    """Return the embedder that the options name."""
+    from tfbind_store.precompute import embedder as embedders
+
+    name = embedder or DEFAULT_EMBEDDER[what]
+    options = {key: _toml(value) for key, value in key_values(settings, option="--set").items()}
+    if checkpoint:
+        options["checkpoint"] = checkpoint
+    elif name == "enformer" and "dim" not in options:
+        options.setdefault("checkpoint", OFFICIAL_TRUNK)
+    if allow_download:
+        options["allow_download"] = True
+    make = {
+        "windows": embedders.make_window_embedder,
+        "factors": embedders.make_sequence_embedder,
+        "contexts": embedders.make_text_embedder,
+    }[what]
+    return make(name, options)
+
+
+def _toml(text: str) -> Any:
+    """Read a value as TOML does; what is no TOML is text.
+
+    Examples
+    --------
+    >>> _toml("192"), _toml("true"), _toml("cpu")
+    (192, True, 'cpu')
+    """
+    import tomllib
+
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _label(what: str, options: dict[str, Any]) -> str:
+    return options["name"] or what
+
+
+def _loci(store: Store, set_name: str | None, chroms: str | None) -> Sequence[Locus] | None:
+    """Return the loci that restrict a run; None where nothing does."""
+    from tfbind_store.errors import LocusError
+    from tfbind_store.loci import Locus
+
+    found: list[Locus] = []
+    for chrom in listed(chroms):
+        name = store.meta.aliases.get(chrom, chrom)
+        if name not in store.genome.lengths_bp:
+            known = ", ".join(store.tiling.chroms[:10])
+            raise LocusError(f"no chromosome {chrom!r}", where=str(store.path), fix=f"known: {known}")
+        found.append(Locus(name, 0, store.genome.lengths_bp[name]))
+    if set_name:
+        with store.reader() as catalog:
+            rows = catalog.rows('SELECT chrom, start, "end" FROM loci WHERE set_name = ?', [set_name])
+        if not rows:
+            raise LocusError(f"no set of loci is called {set_name!r}", where=str(store.path), fix="tfbind import loci")
+        found += [Locus(*row) for row in rows]
+    return found or None
+
+
+def _asked(store: Store, loci: Sequence[Locus] | None) -> np.ndarray | None:
+    from tfbind_store.precompute.run import windows_of
+
+    return None if loci is None else windows_of(store, loci)
