@@ -2,7 +2,7 @@
 
 Every row of a split comes exactly once per epoch, in an order that the seed decides (``sampler``); a run that stopped
 goes on at the exact batch. The catalog is read once, when a loader is made; batches touch mapped files only, so a
-loader may be forked, or pickled to another process, where it opens the files again.
+loader may be forked, or pickled to another process, where it opens the files again at the first batch.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from tfbind_store.arrays import ShardedArray
+from tfbind_store.arrays import ShardedArray, Verify
 from tfbind_store.batch import Batch
 from tfbind_store.errors import CheckpointError, MissingWindow, SelectionError
 from tfbind_store.query.labels import as_labels
 from tfbind_store.query.sampler import batches_of, epoch_order
 from tfbind_store.query.selection import Selection
-from tfbind_store.store import FactorProteins, Store
+from tfbind_store.residues import FactorProteins
+from tfbind_store.store import Store
 
 ANNOUNCE_ABOVE = 0.25
 """Announce whole windows to the system ahead of reading if at least this share of their bins is wanted."""
@@ -86,7 +87,7 @@ class Loader:
         shuffle: bool = True,
         part: int = 0,
         n_parts: int = 1,
-        verify: str = "index",
+        verify: Verify = "index",
     ) -> None:
         selection = Selection.open(store, selection) if isinstance(selection, str) else selection
         table = selection.columns(split, names=("row", "window", "bin", "factor", "context", "label", "weight"))
@@ -97,7 +98,7 @@ class Loader:
         self.shuffle, self.part, self.n_parts = shuffle, part, n_parts
         self.n_bins = selection.n_bins
         self.cursor = Cursor(0, 0)
-        self._store, self._verify = store, verify
+        self._path, self._verify, self._window_bins = store.path, verify, store.grid.n_bins
         self._rows_sha256 = str(selection.info["rows_sha256"])
         self._window = table["window"].astype(np.int64)
         self._first_bin = self._window * store.grid.n_bins + table["bin"]
@@ -106,9 +107,11 @@ class Loader:
         self._codes, self._weight = table["label"], table["weight"].astype(np.float32)
         self._contexts, self._context = np.unique(table["context"].astype(np.int64), return_inverse=True)
         self._context_values = np.asarray(store.contexts(arrays.contexts, self._contexts), dtype=np.float32)
-        self._proteins = FactorProteins(store, arrays.proteins)
+        self._store: Store | None = store
         self._dna: ShardedArray | None = None
+        self._proteins: FactorProteins | None = None
         self._require_embedded()
+        self.proteins.get(np.unique(self._factor)[:1])
 
     @property
     def n_rows(self) -> int:
@@ -156,7 +159,7 @@ class Loader:
         """Read the rows at some places of the split as one batch."""
         factors, factor_index = np.unique(self._factor[places], return_inverse=True)
         contexts, context_index = np.unique(self._context[places], return_inverse=True)
-        protein, mask, subunit = self._proteins.get(factors)
+        protein, mask, subunit = self.proteins.get(factors)
         return Batch(
             dna=self.dna.gather_bins(self._first_bin[places], self.n_bins),
             protein=protein,
@@ -175,8 +178,20 @@ class Loader:
     def dna(self) -> ShardedArray:
         """The windows' array, opened when it is first needed in this process."""
         if self._dna is None:
-            self._dna = self._store.array(self.arrays.windows, verify=self._verify)
+            self._dna = self._opened().array(self.arrays.windows, verify=self._verify)
         return self._dna
+
+    @property
+    def proteins(self) -> FactorProteins:
+        """The factors' residues, opened when they are first needed in this process."""
+        if self._proteins is None:
+            self._proteins = FactorProteins(self._opened(), self.arrays.proteins)
+        return self._proteins
+
+    def _opened(self) -> Store:
+        if self._store is None:
+            self._store = Store.open(self._path)
+        return self._store
 
     def state(self) -> dict[str, Any]:
         """Return what `resume` needs, as JSON values."""
@@ -201,7 +216,7 @@ class Loader:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave mapped files behind when sent to another process."""
-        return {**self.__dict__, "_dna": None}
+        return {**self.__dict__, "_store": None, "_dna": None, "_proteins": None}
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -216,11 +231,11 @@ class Loader:
         }
 
     def _wants_announcing(self) -> bool:
-        bins_of_windows = len(np.unique(self._window)) * self._store.grid.n_bins
+        bins_of_windows = len(np.unique(self._window)) * self._window_bins
         return self.n_rows * self.n_bins >= ANNOUNCE_ABOVE * bins_of_windows
 
     def _require_embedded(self) -> None:
-        last_window = (self._first_bin + self.n_bins - 1) // self._store.grid.n_bins
+        last_window = (self._first_bin + self.n_bins - 1) // self._window_bins
         missing = ~(self.dna.is_ok(self._window) & self.dna.is_ok(last_window))
         if missing.any():
             windows = np.unique(np.concatenate([self._window[missing], last_window[missing]]))
@@ -229,5 +244,5 @@ class Loader:
                 f"{int(missing.sum()):,} of {self.n_rows:,} rows need {len(windows):,} windows that are not embedded "
                 f"(first: {int(windows[0])})",
                 where=self.arrays.windows,
-                fix=f"embed them: tfbind embed windows {self._store.path}",
+                fix=f"embed them: tfbind embed windows {self._path}",
             )

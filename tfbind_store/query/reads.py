@@ -10,7 +10,8 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Bool, Integer
 
-from tfbind_store.catalog import Catalog, Columns
+from tfbind_store.catalog import Catalog
+from tfbind_store.columns import Columns
 from tfbind_store.loci import Tiling
 from tfbind_store.query.stretches import bin_spans
 from tfbind_store.store import Store

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tfbind_store.catalog import Catalog, Columns
+from tfbind_store.catalog import Catalog
+from tfbind_store.columns import Columns
 from tfbind_store.durable import temporary_beside, typed_errors
 from tfbind_store.errors import SelectionError
 from tfbind_store.query.rows import KINDS, Evidence, RowTable
@@ -56,7 +57,7 @@ def write_rows(catalog: Catalog, path: Path, evidence: Evidence, table: RowTable
     names = {column: f"{list(values)!r}[{column} + 1]" for column, values in NAMED.items()}
     labels = ", ".join(f"label_{place}" for place in range(n_bins))
     sql = f"""
-        SELECT (row_number() OVER () - 1)::BIGINT AS row, window::INTEGER AS window, bin::SMALLINT AS bin,
+        SELECT (row_number() OVER () - 1)::BIGINT AS "row", "window"::INTEGER AS "window", bin::SMALLINT AS bin,
                {n_bins}::SMALLINT AS n_bins, experiment::INTEGER AS experiment, factor::INTEGER AS factor,
                context::INTEGER AS context, [{labels}]::TINYINT[] AS label, 1::FLOAT AS weight,
                read_value::FLOAT AS read_value, {names["split"]} AS split, {names["kind"]} AS kind,

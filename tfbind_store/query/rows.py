@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int8, Int64
 
-from tfbind_store.catalog import Catalog, Columns
+from tfbind_store.catalog import Catalog
+from tfbind_store.columns import Columns
 from tfbind_store.loci import Tiling
 from tfbind_store.query import draws, negatives, reads, splits
 from tfbind_store.query.ground import Ground, RowPlacer, make_ground

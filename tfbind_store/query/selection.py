@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tfbind_store import config as configs
-from tfbind_store.catalog import Catalog, Columns
+from tfbind_store.catalog import Catalog
+from tfbind_store.columns import Columns
 from tfbind_store.errors import ConfigError, SelectionError, SqlError
 from tfbind_store.names import near_miss, path_safe_name
 from tfbind_store.query import describe, leaks, negatives, reads, rowfile, rows, splits
@@ -143,7 +144,7 @@ def make_selection(
             "name": name,
             "config": configs.to_mapping(config),
             "sql": chosen.sql,
-            "genome": store.meta.genome_digest,
+            "genome": store.meta.genome,
             "grid": {"window_bp": store.grid.window_bp, "n_bins": store.grid.n_bins, "bin_bp": store.grid.bin_bp},
             "inputs": [list(row) for row in catalog.rows("SELECT kind, sha256 FROM data.sources ORDER BY source_id")],
             **describe.describe(evidence, built, parts, found, chosen.dropped, chosen.notes),
@@ -256,7 +257,7 @@ class Selection:
         try:
             info = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))
             fits = (info["genome"], info["grid"]["n_bins"], info["grid"]["bin_bp"]) == (
-                store.meta.genome_digest,
+                store.meta.genome,
                 store.grid.n_bins,
                 store.grid.bin_bp,
             )

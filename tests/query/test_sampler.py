@@ -1,0 +1,67 @@
+"""The order of an epoch: a permutation, near in memory, seeded."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfbind_store.errors import ConfigError
+from tfbind_store.query.sampler import batches_of, epoch_order
+
+WINDOWS = st.lists(st.integers(0, 30), max_size=80).map(lambda w: np.array(w, dtype=np.int32))
+
+
+@given(WINDOWS, st.integers(1, 40), st.integers(1, 90), st.integers(1, 5), st.integers(0, 3), st.integers(0, 3))
+def test_every_row_comes_exactly_once_for_any_sizes(windows, block_windows, batch_size, n_parts, seed, epoch):
+    order = epoch_order(windows, block_windows=block_windows, seed=seed, epoch=epoch)
+    seen = [
+        row
+        for part in range(n_parts)
+        for _, rows in batches_of(order, batch_size=batch_size, part=part, n_parts=n_parts)
+        for row in rows.tolist()
+    ]
+    assert sorted(seen) == list(range(len(windows)))
+
+
+@given(WINDOWS, st.integers(1, 8))
+def test_blocks_follow_each_other(windows, block_windows):
+    order = epoch_order(windows, block_windows=block_windows, seed=0, epoch=0)
+    visited, places = windows[order].tolist(), {}
+    for place, window in enumerate(visited):
+        places.setdefault(window, []).append(place)
+    finished = 0
+    for window in sorted(places, key=lambda w: places[w][0]):
+        # a window's rows may be mixed with those of at most block_windows - 1 others
+        first, last = places[window][0], places[window][-1]
+        assert len(set(visited[first : last + 1])) <= block_windows
+        finished += 1
+    assert finished == len(set(visited))
+
+
+@given(WINDOWS, st.integers(1, 20), st.integers(0, 10), st.integers(1, 3))
+def test_resuming_yields_what_was_left(windows, batch_size, first_batch, n_parts):
+    order = epoch_order(windows, block_windows=2, seed=0, epoch=0)
+    whole = list(batches_of(order, batch_size=batch_size, part=n_parts - 1, n_parts=n_parts))
+    rest = batches_of(order, batch_size=batch_size, first_batch=first_batch, part=n_parts - 1, n_parts=n_parts)
+    assert [n for n, _ in rest] == [n for n, _ in whole if n >= first_batch]
+
+
+def test_seed_and_epoch_change_the_order():
+    windows = np.repeat(np.arange(10), 5)
+    orders = {epoch_order(windows, block_windows=3, seed=s, epoch=e).tobytes() for s in (0, 1) for e in (0, 1)}
+    assert len(orders) == 4
+
+
+def test_the_order_is_the_same_in_every_version():
+    assert epoch_order(np.array([0, 0, 1, 1, 2, 2]), block_windows=2, seed=0, epoch=0).tolist() == KNOWN_ORDER
+
+
+KNOWN_ORDER = [1, 4, 0, 5, 3, 2]
+
+
+@pytest.mark.parametrize(("batch_size", "part"), [(0, 0), (1, 2), (1, -1)])
+def test_nonsense_is_refused(batch_size, part):
+    with pytest.raises(ConfigError):
+        list(batches_of(np.arange(3), batch_size=batch_size, part=part, n_parts=2))

@@ -1,0 +1,49 @@
+"""Stretches of bins against sets of numbers."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfbind_store.loci import Grid, Tiling
+from tfbind_store.query.stretches import Stretches, bin_spans, expand, member
+
+SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 8)).map(lambda p: (p[0], p[0] + p[1])), max_size=12)
+
+
+def columns(spans):
+    return np.array([s for s, _ in spans], np.int64), np.array([e for _, e in spans], np.int64)
+
+
+@given(SPANS, SPANS)
+def test_touching_is_sharing_a_number(stretches, asked):
+    numbers = {n for first, last in stretches for n in range(first, last + 1)}
+    found = Stretches.merged(*columns(stretches)).touched_by(*columns(asked))
+    assert found.tolist() == [bool(numbers & set(range(first, last + 1))) for first, last in asked]
+
+
+@given(SPANS)
+def test_merging_keeps_the_numbers_and_leaves_gaps(spans):
+    merged = Stretches.merged(*columns(spans))
+    numbers = {n for first, last in spans for n in range(first, last + 1)}
+    assert set(expand(merged.first, merged.last)[1].tolist()) == numbers
+    assert (merged.first[1:] > merged.last[:-1] + 1).all()
+
+
+def test_members_of_nothing():
+    assert member(np.empty(0, np.int64), np.array([1, 2])).tolist() == [False, False]
+
+
+class TestBinSpans:
+    tiling = Tiling.over(Grid(window_bp=40, n_bins=2, bin_bp=10), {"a": 35, "b": 20})
+
+    def test_an_interval_touches_the_bins_of_its_first_and_last_base(self):
+        spans = bin_spans(self.tiling, np.array([0, 0, 1]), np.array([0, 9, 10]), np.array([10, 11, 20]))
+        assert spans.first.tolist() == [0, 0, 5]
+        assert spans.last.tolist() == [0, 1, 5]
+
+    def test_a_margin_stops_at_chromosome_ends(self):
+        spans = bin_spans(self.tiling, np.array([0, 1]), np.array([30, 0]), np.array([35, 1]), margin_bp=1000)
+        assert spans.first.tolist() == [0, 4]
+        assert spans.last.tolist() == [3, 5]
