@@ -27,13 +27,28 @@ LAYERS: list[list[set[str]]] = [
     [{"feed"}],
     [{"precompute"}, {"query"}, {"heads"}, {"ingest"}],
     [{"store", "identity", "residues", "stock"}],
-    [{"catalog", "migrations", "sandbox", "snapshots"}, {"arrays", "commit", "receipts", "shards"}],
+    [
+        {"catalog", "columns", "migrations", "snapshots"},
+        {"arrays", "commit", "layouts", "mappings", "receipts", "shards"},
+    ],
     [{"genome"}, {"peaks"}, {"factors"}, {"contexts"}],
     [{"names"}],
     [{"loci"}, {"spec"}, {"config"}, {"batch"}, {"durable"}, {"textfiles"}, {"figures"}, {"metrics"}, {"summary"}],
     [{"errors"}],
 ]
-TORCH_ROOMS = {"cli", "demo", "report", "finetune", "train", "evaluate", "baselines", "scoring", "feed", "heads"}
+TORCH_ROOMS = {
+    "cli",
+    "demo",
+    "report",
+    "finetune",
+    "trunk_forward",
+    "train",
+    "evaluate",
+    "baselines",
+    "scoring",
+    "feed",
+    "heads",
+}
 TORCH_FREE_PRECOMPUTE = {"precompute", "precompute.embedder", "precompute.plan", "precompute.toy"}
 TORCH_LIBRARIES = {"torch", "enformer_pytorch", "esm", "transformers", "accelerate", "torchmetrics"}
 

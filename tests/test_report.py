@@ -45,13 +45,13 @@ def make_run(name: str = "adapter") -> Run:
         path=Path("yeast.store/runs") / name,
         header={
             "head": "adapter",
-            "selection": {"where": "chrom <> 'chrVII'"},
+            "selection": {"sql": "chrom <> 'chrVII'", "counts": {"x": 1}},
             "trained_on": {"factors": ["REB1", "RAP1"], "chromosomes": ["chrI"]},
             "trunk_trained_on": None,
         },
         scores=scores(name),
         curves=[{"curve": "pr", "label": "model", "x": x, "y": 1 - x} for x in (0.0, 0.5, 1.0)],
-        log=[{"epoch": e, "train_loss": 1 / (e + 1), "valid_loss": 2.0, "valid_auroc": 0.9} for e in range(3)],
+        log=[{"step": 10 * e, "train_loss": 1 / (e + 1), "valid_loss": 2.0, "valid_auroc": 0.9} for e in range(3)],
     )
 
 

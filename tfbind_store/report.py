@@ -39,6 +39,21 @@ from tfbind_store.summary import (
 
 FDR_LEVELS = (5, 10, 25, 50)
 REPORT_NAME = "report.html"
+SELECTION_FACTS = (
+    "name",
+    "sql",
+    "config",
+    "rows",
+    "totals",
+    "holdouts",
+    "held_out",
+    "dropped",
+    "shortfall",
+    "leaks",
+    "notes",
+    "warnings",
+)
+"""What of ``selection.json`` the page shows; the rest is counts per factor and checksums."""
 
 
 class ReportFiles(NamedTuple):
@@ -248,7 +263,7 @@ def _training_pictures(runs: Sequence[Run]) -> list[figures.Picture]:
     for run in runs:
         prefix = f"{run.name}: " if len(runs) > 1 else ""
         for index, row in enumerate(run.log):
-            x = float(row.get("epoch", index))
+            x = float(row.get("step", index))
             for key, label in (("train_loss", "training"), ("valid_loss", "validation")):
                 if isinstance(row.get(key), int | float):
                     losses.setdefault(prefix + label, []).append((x, float(row[key])))
@@ -257,11 +272,11 @@ def _training_pictures(runs: Sequence[Run]) -> list[figures.Picture]:
                     scores.setdefault(prefix + key.removeprefix("valid_").upper(), []).append((x, float(row[key])))
     pictures = []
     if losses:
-        caption = "Loss per epoch on the training and validation rows."
-        pictures.append(figures.lines("loss", caption, losses, x_label="epoch", y_label="loss", markers=True))
+        caption = "Loss in training and on the validation part."
+        pictures.append(figures.lines("loss", caption, losses, x_label="step", y_label="loss", markers=True))
     if scores:
-        caption = "Scores per epoch on the validation rows."
-        pictures.append(figures.lines("validation", caption, scores, x_label="epoch", y_label="score", markers=True))
+        caption = "Scores on the validation part, medians over factors."
+        pictures.append(figures.lines("validation", caption, scores, x_label="step", y_label="score", markers=True))
     return pictures
 
 
@@ -306,7 +321,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
             found.append((key, _text(header[key])))
     selection = header.get("selection")
     if isinstance(selection, Mapping):
-        found += [(f"selection: {key}", _text(value)) for key, value in selection.items()]
+        found += [(f"selection: {key}", _text(selection[key])) for key in SELECTION_FACTS if selection.get(key)]
     for title, key in (("head trained on", "trained_on"), ("trunk trained on", "trunk_trained_on")):
         card = header.get(key)
         if isinstance(card, Mapping):

@@ -30,6 +30,7 @@ for command in (
     learning.pretrain,
     embedding.plan,
     embedding.embed,
+    learning.train,
     doctor.doctor,
 ):
     main.add_command(command)

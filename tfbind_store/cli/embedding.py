@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tfbind_store.loci import Locus
     from tfbind_store.precompute.plan import Plan
-    from tfbind_store.precompute.report import EmbedReport
+    from tfbind_store.precompute.outcome import EmbedReport
     from tfbind_store.store import Store
 
 WHAT = ("windows", "factors", "contexts")

@@ -57,3 +57,56 @@ def pretrain(
         f"next: tfbind embed {store} windows --checkpoint {trunk}",
     ]
     emit(result, text, as_json=as_json)
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "tfbind train yeast.store demo --run adapter --steps 20",
+        "tfbind train yeast.store demo --run linear --head linear --steps 20 --set lr=3e-3",
+    ],
+)
+@STORE
+@click.argument("selection")
+@click.option("--run", "run_name", default="run", show_default=True, help="Name of the run.")
+@click.option("--head", metavar="NAME", help="adapter or linear.  [default: adapter]")
+@click.option("--steps", type=int, help="Optimizer steps.  [default: 1500]")
+@click.option("--minutes", type=float, help="Stop after so long, the learning rate at its end.")
+@click.option("--lr", type=float, help="Highest learning rate.  [default: 1e-3]")
+@click.option("--windows", metavar="ARRAY", help="Embeddings of DNA, where the store has several.")
+@click.option("--proteins", metavar="ARRAY", help="Embeddings of proteins, where the store has several.")
+@click.option("--contexts", metavar="ARRAY", help="Embeddings of texts, where the store has several.")
+@click.option("--permute-labels", is_flag=True, default=None, help="The control: peaks at random places.")
+@click.option("--device", help="cpu or cuda.  [default: auto]")
+@click.option("--seed", type=int, help="Decides weights, order and dropout.  [default: 0]")
+@click.option("--overwrite", is_flag=True, help="Begin anew whatever is there.")
+@CONFIG
+@SET
+@json_option
+def train(
+    store: Path,
+    selection: str,
+    run_name: str,
+    overwrite: bool,
+    config: Path | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Train a head on a selection; a run that was stopped goes on where it stood.
+
+    The best weights by validation are kept in runs/NAME/head.safetensors, with the fingerprints of the embeddings, the
+    selection and what head and trunk were trained on inside.
+    """
+    from tfbind_store.store import Store
+    from tfbind_store.train import TrainConfig, train_head
+
+    chosen = configured(TrainConfig, config, given, settings)
+    result = train_head(Store.open(store), selection, chosen, run_name, overwrite=overwrite)
+    resumed = ", resumed" if result.was_resumed else ""
+    text = [
+        f"run: {result.path}, {result.steps:,} steps in {result.seconds:.0f} s{resumed}",
+        *(f"{name.replace('_', ' ')}: {value:.4g}" for name, value in result.metrics.items()),
+        f"next: tfbind evaluate {result.path}",
+    ]
+    emit(result, text, as_json=as_json)
