@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +24,9 @@ AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 RESIDUES = frozenset(AMINO_ACIDS + "BJOUXZ")
 SPECIES_PRIORITY = ("human", "mouse", "unknown")
 KMER = 3
+MAX_DNA_FRACTION = 0.9
+"""More of A, C, G, T, U, N than this is no protein; real proteins have about a third."""
+MIN_LETTERS_TO_JUDGE = 50
 FASTA_SUFFIXES = (".fasta", ".fa", ".faa")
 
 _UNIPROT = re.compile(r"(?P<db>sp|tr)\|(?P<accession>[^|\s]+)\|(?P<entry>\S+)")
@@ -108,6 +111,7 @@ def read_proteins(
                 dropped["bad_sequence"] = dropped.get("bad_sequence", 0) + 1
                 continue
             by_gene[entry.symbol.upper()].append(entry)
+    _refuse_dna(path, by_gene.values())
     chosen = sorted(_choose(entries, species_priority) for entries in by_gene.values())
     n_others = sum(len(entries) - 1 for entries in by_gene.values())
     if n_others:
@@ -163,6 +167,17 @@ def _bad_sequence(sequence: str) -> str | None:
         if letter not in RESIDUES:
             return f"letter {letter!r} at residue {place} is no amino acid"
     return None
+
+
+def _refuse_dna(path: Path, genes: Iterable[Sequence[Protein]]) -> None:
+    """Refuse a file that holds next to nothing but A, C, G, T, U and N: all of them are amino acids too."""
+    letters = Counter[str]()
+    for entries in genes:
+        for entry in entries:
+            letters.update(entry.sequence)
+    total = letters.total()
+    if total >= MIN_LETTERS_TO_JUDGE and sum(letters[base] for base in "ACGTUN") > MAX_DNA_FRACTION * total:
+        raise ProteinError("the sequences are DNA or RNA", where=str(path), fix="give the proteins' FASTA")
 
 
 def _entry(header: str, text: str, file: Path, *, in_folder: bool) -> tuple[Protein, bool]:

@@ -235,3 +235,17 @@ GOOD_ROW_SQL = (
     " AND coalesce(try_cast(c3 AS BIGINT) > try_cast(c2 AS BIGINT), false)"
 )
 """SQL twin of `_problem` over text columns c1, c2, c3."""
+
+
+def source_line(source: Path | str, row: int) -> int:
+    """Return the line number in the source file of row number `row` (from 1) of its clean copy."""
+    seen, first = 0, True
+    for number, line in read_lines(source, error_class=PeakFileError):
+        if _HEADER_LINE.fullmatch(line) or (first and _is_column_names(line.split())):
+            first = first and bool(_HEADER_LINE.fullmatch(line))
+            continue
+        first = False
+        seen += 1
+        if seen == row:
+            return number
+    return 0

@@ -1,0 +1,24 @@
+"""Bring outside files into the catalog: peaks, proteins, experiments, biotypes, loci.
+
+One function per kind of file. Each takes a store and a path and returns an `ImportReport`; each happens whole or not at
+all; the same file with the same options again changes nothing. What cannot be used is refused with counts per cause;
+what the caller allows to be dropped is dropped and counted, and under ``strict`` nothing is. DuckDB does the work on
+rows; Python sees each distinct name once.
+"""
+
+from tfbind_store.ingest.loci import import_blacklist, import_loci
+from tfbind_store.ingest.metadata import import_biotypes, import_experiments
+from tfbind_store.ingest.peaks import import_peaks
+from tfbind_store.ingest.proteins import import_proteins
+from tfbind_store.ingest.sources import DROP_CAUSES, ImportReport
+
+__all__ = [
+    "DROP_CAUSES",
+    "ImportReport",
+    "import_biotypes",
+    "import_blacklist",
+    "import_experiments",
+    "import_loci",
+    "import_peaks",
+    "import_proteins",
+]
