@@ -42,7 +42,11 @@ def write_inputs(folder: Path) -> None:
         for factor in FACTORS:
             file.write(f">Y{factor} gene={factor}\nM{''.join(rng.choice(letters, 80))}\n")
     (folder / "peaks").mkdir()
-    (folder / "peaks" / "E9.REB1.bed").write_text("chrI\t5000\t5010\nchrII\t7000\t7010\nchrIII\t9000\t9010\n")
+    (folder / "peaks" / "E9_REB1.bed").write_text("chrI\t5000\t5010\nchrII\t7000\t7010\nchrIII\t9000\t9010\n")
+    (folder / "more").mkdir()
+    (folder / "more" / "one.bed.gz").write_bytes(gzip.compress(b"1\t11000\t11010\n3\t12000\t12010\n"))
+    (folder / "more.tsv").write_text("file\taccession\tTarget\none.bed.gz\tE10\tABF1\n")
+    (folder / "unbound.tsv").write_text("experiment\nE11.MCM1.BY4741\n")
     (folder / "names.tsv").write_text("REB1\tGRF2\nRAP1\tGRF1\n")
     (folder / "cells.tsv").write_text("biotype\tdescription\nBY4741\thaploid laboratory strain in rich medium\n")
     (folder / "experiments.tsv").write_text("experiment\tlaboratory\nE0.REB1.BY4741\tours\n")

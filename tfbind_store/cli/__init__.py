@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from tfbind_store import __version__
-from tfbind_store.cli import doctor, embedding, learning, selecting, stores
+from tfbind_store.cli import doctor, embedding, importing, learning, selecting, stores
 from tfbind_store.cli.frame import MainGroup
 
 
@@ -23,7 +23,7 @@ def main() -> None:
 
 for command in (
     stores.init,
-    stores.import_,
+    importing.import_,
     stores.info,
     stores.sql,
     selecting.select,

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from tfbind_store.loci import Locus
-    from tfbind_store.precompute.plan import Plan
     from tfbind_store.precompute.outcome import EmbedReport
+    from tfbind_store.precompute.plan import Plan
     from tfbind_store.store import Store
 
 WHAT = ("windows", "factors", "contexts")

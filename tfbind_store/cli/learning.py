@@ -17,8 +17,8 @@ SET = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help
 @click.command(
     cls=Command,
     examples=[
-        "tfbind pretrain yeast.store demo trunk/ --passes 2 --set trunk.dim=24",
-        "tfbind pretrain yeast.store demo control/ --permute-labels --passes 1 --set trunk.dim=24",
+        "tfbind pretrain yeast.store demo trunk/ --passes 2 --set trunk.dim=48",
+        "tfbind pretrain yeast.store demo control/ --permute-labels --passes 1 --set trunk.dim=48",
     ],
 )
 @STORE

@@ -1,4 +1,4 @@
-"""Commands that fill a store and look into it: init, import, info, sql."""
+"""Commands that fill a store and look into it: init, info, sql."""
 
 from __future__ import annotations
 
@@ -8,21 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfbind_store.cli.frame import Command, Group, emit, json_option, key_values, size_text, table
+from tfbind_store.cli.frame import Command, emit, json_option, key_values, size_text, table
 
 if TYPE_CHECKING:
-    from tfbind_store.ingest import ImportReport
     from tfbind_store.store import Store
 
 STORE = click.argument("store", type=click.Path(path_type=Path))
-SOURCE = click.argument("path", type=click.Path(path_type=Path))
-STRICT = click.option("--strict", is_flag=True, help="Make an error of anything that would be dropped.")
-DROP = click.option(
-    "--drop",
-    multiple=True,
-    metavar="CAUSE",
-    help="Drop and count rows that would else refuse the file: unknown_chromosome, beyond_end. Repeatable.",
-)
 
 
 @click.command(
@@ -106,166 +97,6 @@ def _describe_genome(store: Store) -> dict[str, Any]:
         "n_windows": store.tiling.n_windows,
     }
 
-
-# import ---------------------------------------------------------------------------------------------------------
-
-
-@click.group("import", cls=Group)
-def import_() -> None:
-    """Bring outside files into a store.
-
-    Everything that is left out is counted by cause and printed. The same file again changes nothing. A file that
-    cannot be used leaves the store as it was.
-    """
-
-
-def _print_report(report: ImportReport, *, as_json: bool) -> None:
-    text = [f"{report.kind}: {report.rows_kept:,} of {report.rows_read:,} rows kept from {report.path}"]
-    text += [f"  dropped {count:,}: {cause.replace('_', ' ')}" for cause, count in report.dropped.items() if count]
-    text += [f"  {note}" for note in report.notes]
-    emit(report, text, as_json=as_json)
-
-
-@import_.command(
-    "peaks",
-    examples=[
-        "tfbind import peaks yeast.store peaks.bed.gz",
-        "tfbind import peaks yeast.store peaks/ --name-from '{accession}.{factor}.BY4741' --drop beyond_end",
-    ],
-)
-@STORE
-@SOURCE
-@click.option("--relaxed", is_flag=True, help="These are lenient calls: near them but no peak means ambiguous.")
-@click.option("--format", "format_", metavar="NAME", help="bed, narrowpeak or remap9; found out if not given.")
-@click.option(
-    "--name-from",
-    "template",
-    metavar="TEMPLATE",
-    help="For a folder: the experiment's name, made of the file's, as in {accession}.{factor}.BY4741.",
-)
-@click.option(
-    "--experiments", type=click.Path(path_type=Path), help="For a folder: TSV that names each file's experiment."
-)
-@click.option("--labelled-chroms", metavar="LIST", help="Chromosomes taken as looked at, comma-separated, or 'all'.")
-@DROP
-@STRICT
-@json_option
-def import_peaks(
-    store: Path,
-    path: Path,
-    relaxed: bool,
-    format_: str | None,
-    template: str | None,
-    experiments: Path | None,
-    labelled_chroms: str | None,
-    drop: tuple[str, ...],
-    strict: bool,
-    as_json: bool,
-) -> None:
-    """Import peaks: BED3 to BED6+, narrowPeak, ReMap BED, or a folder with one file per experiment; all may be .gz.
-
-    In a single file, column 4 names each peak's experiment as ACCESSION.FACTOR.BIOTYPE. A chromosome with no row at all
-    in a file is taken as unlabelled for its experiments, not as unbound; --labelled-chroms says otherwise.
-    """
-    from tfbind_store import ingest
-    from tfbind_store.store import Store
-
-    report = ingest.import_peaks(
-        Store.open(store),
-        path,
-        relaxed=relaxed,
-        format=format_,
-        experiment_template=template,
-        experiments_tsv=experiments,
-        labelled_chroms=labelled_chroms.split(",") if labelled_chroms else None,
-        drop=drop,
-        strict=strict,
-    )
-    _print_report(report, as_json=as_json)
-
-
-@import_.command("factors", examples=["tfbind import factors yeast.store proteins.fa.gz --synonyms names.tsv"])
-@STORE
-@SOURCE
-@click.option(
-    "--synonyms", multiple=True, type=click.Path(path_type=Path), help="Table of other gene names. Repeatable."
-)
-@click.option("--species", multiple=True, help="Species to prefer when a symbol has several proteins. Repeatable.")
-@STRICT
-@json_option
-def import_factors(
-    store: Path, path: Path, synonyms: tuple[Path, ...], species: tuple[str, ...], strict: bool, as_json: bool
-) -> None:
-    """Import proteins: a FASTA (UniProt GN= or gene= headers) or a folder of GENE.UNIPROT.fasta."""
-    from tfbind_store import ingest
-    from tfbind_store.store import Store
-
-    options: dict[str, Any] = {"species_priority": species} if species else {}
-    report = ingest.import_proteins(Store.open(store), path, synonyms=synonyms, strict=strict, **options)
-    _print_report(report, as_json=as_json)
-
-
-@import_.command("biotypes", examples=["tfbind import biotypes yeast.store cells.tsv"])
-@STORE
-@SOURCE
-@click.option("--template", help="The text made of each row, with {column} names. A good one is built in.")
-@STRICT
-@json_option
-def import_biotypes(store: Path, path: Path, template: str | None, strict: bool, as_json: bool) -> None:
-    """Import cell types: a CSV or TSV whose column 'biotype' holds the names that the peaks use."""
-    from tfbind_store import ingest
-    from tfbind_store.store import Store
-
-    options: dict[str, Any] = {"template": template} if template else {}
-    _print_report(ingest.import_biotypes(Store.open(store), path, strict=strict, **options), as_json=as_json)
-
-
-@import_.command("experiments", examples=["tfbind import experiments yeast.store experiments.tsv"])
-@STORE
-@SOURCE
-@STRICT
-@json_option
-def import_experiments(store: Path, path: Path, strict: bool, as_json: bool) -> None:
-    """Import metadata of experiments: a TSV with the column 'experiment', or ReMap's experiments.json."""
-    from tfbind_store import ingest
-    from tfbind_store.store import Store
-
-    _print_report(ingest.import_experiments(Store.open(store), path, strict=strict), as_json=as_json)
-
-
-@import_.command("loci", examples=["tfbind import loci yeast.store promoters.bed --name promoters"])
-@STORE
-@SOURCE
-@click.option("--name", required=True, help="Name of the set.")
-@STRICT
-@json_option
-def import_loci(store: Path, path: Path, name: str, strict: bool, as_json: bool) -> None:
-    """Import a set of loci from a BED, to select by or to look at."""
-    from tfbind_store import ingest
-    from tfbind_store.store import Store
-
-    _print_report(ingest.import_loci(Store.open(store), path, name, strict=strict), as_json=as_json)
-
-
-@import_.command("blacklist", examples=["tfbind import blacklist yeast.store blacklist.bed"])
-@STORE
-@SOURCE
-@click.option("--name", help="Name of the list; the file's if not given.")
-@DROP
-@STRICT
-@json_option
-def import_blacklist(
-    store: Path, path: Path, name: str | None, drop: tuple[str, ...], strict: bool, as_json: bool
-) -> None:
-    """Import loci that are neither positive nor negative."""
-    from tfbind_store import ingest
-    from tfbind_store.store import Store
-
-    report = ingest.import_blacklist(Store.open(store), path, name=name, drop=drop, strict=strict)
-    _print_report(report, as_json=as_json)
-
-
-# look -----------------------------------------------------------------------------------------------------------
 
 _COUNTED = ("factors", "biotypes", "experiments", "peaks", "proteins", "blacklist", "loci")
 
