@@ -1,0 +1,325 @@
+"""Train a small trunk from a random start on peaks as tracks, so that the frozen trunk knows something.
+
+It reads the training chromosomes and training experiments of one selection and nothing else, and says so on the card
+of the trunk it saves; the leak check and every checkpoint on top of it read that card. Each experiment is a track with
+one output of a linear layer that is thrown away afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from enformer_pytorch import Enformer
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tfbind_store import config as configs
+from tfbind_store.errors import ConfigError, TrainingError
+from tfbind_store.feed import permuted
+from tfbind_store.heads.losses import LossConfig, cell_losses
+from tfbind_store.metrics import score_binary
+from tfbind_store.precompute.enformer import one_hot, save_trunk
+from tfbind_store.precompute.trunk_files import build_trunk
+from tfbind_store.precompute.weights import pick_device
+from tfbind_store.query import rows
+from tfbind_store.query.selection import Selection
+from tfbind_store.store import Store
+from tfbind_store.track_feed import Stretch, TrackFeed
+from tfbind_store.trunk_forward import fast_dtype, train_features
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkConfig:
+    """Sizes of the trunk; bins are as wide as the store's grid says."""
+
+    dim: int = 192
+    """Channels at the end of the convolutions; the embedding has twice as many."""
+    depth: int = 4
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads; dim must be a multiple of six times this number."""
+    attn_dim_key: int = 32
+    """Width of one head's keys."""
+    dim_divisible_by: int = 16
+    """Channels of every convolution are a multiple of this."""
+    dropout_rate: float = 0.1
+    """In the transformer."""
+    attn_dropout: float = 0.05
+    """Of attention weights."""
+    pos_dropout: float = 0.01
+    """Of position features."""
+
+    def hparams(self, bin_bp: int) -> dict[str, Any]:
+        """Return the architecture as enformer-pytorch names it.
+
+        Raises
+        ------
+        ConfigError
+            If a bin is no power of two, or the sizes do not divide.
+        """
+        halvings = bin_bp.bit_length() - 1
+        if bin_bp != 2**halvings or halvings < 2:
+            raise ConfigError(f"an Enformer's bins are 4, 8, 16, … bp wide, this store's {bin_bp}", where="trunk")
+        if self.dim % self.heads or self.dim // self.heads % 6:
+            raise ConfigError(f"dim / heads is {self.dim}/{self.heads}, must be a multiple of 6", where="trunk")
+        return {**configs.to_mapping(self), "num_downsamples": halvings, "output_heads": {}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """How a trunk is trained."""
+
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    """Its sizes."""
+    passes: float = 24.0
+    """Times that every training base is read."""
+    minutes: float | None = None
+    """Stop after so long if the passes are not done; the learning rate reaches its end then."""
+    window_bp: int | None = None
+    """Bases per example; default the store's windows."""
+    batch_size: int = 4
+    """Examples per step."""
+    lr: float = 2e-3
+    """Highest learning rate of AdamW."""
+    weight_decay: float = 0.05
+    """Of weights with two axes or more."""
+    warmup: float = 0.05
+    """Share of the training in which the learning rate rises."""
+    clip: float = 10.0
+    """Largest norm of a step's gradient."""
+    reverse_complement: bool = True
+    """Turn half of the examples round, labels mirrored."""
+    random_offset: bool = True
+    """Begin every pass at another base."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Per bin and track."""
+    validate_every: float = 8.0
+    """Passes between looks at the validation chromosomes; 0 never looks. Nothing is chosen by them."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16 where the machine multiplies it natively."""
+    device: str = "auto"
+    """cpu, cuda, or whatever is there."""
+    permute_labels: bool = False
+    """The control: peaks at random places of their chromosome."""
+    seed: int = 0
+    """Decides weights, order, offsets, strands, dropout."""
+
+    def __post_init__(self) -> None:
+        if self.passes <= 0 or self.batch_size < 1 or self.lr <= 0 or not 0 <= self.warmup < 1:
+            raise ConfigError(
+                "passes and lr must be above 0, batch_size at least 1, warmup in [0, 1)", where="pretrain"
+            )
+
+
+class PretrainResult(NamedTuple):
+    """What `pretrain_trunk` made."""
+
+    path: Path
+    """Folder of the trunk; ``tfbind embed windows --checkpoint`` reads it."""
+    n_steps: int
+    n_tracks: int
+    loss: float
+    """Mean of the last pass."""
+    validation: Mapping[str, float]
+    seconds: float
+
+
+def pretrain_trunk(
+    store: Store, selection_name: str, config: PretrainConfig | None = None, out_dir: Path | str | None = None
+) -> PretrainResult:
+    """Train a trunk on the training part of a selection and save it.
+
+    Parameters
+    ----------
+    out_dir
+        Where the trunk goes; default ``trunks/<selection>`` in the store.
+
+    Raises
+    ------
+    ConfigError
+        If sizes do not fit the store's grid.
+    TrainingError
+        If a loss is not finite.
+    """
+    config = config or PretrainConfig()
+    out = Path(out_dir) if out_dir else store.path / "trunks" / selection_name
+    selection = Selection.open(store, selection_name)
+    feed = training_feed(store, selection, config)
+    trainer = _Trainer(store, feed, config, out)
+    started = time.monotonic()
+    loss = trainer.run(_validation_feed(store, selection, feed))
+    trained_on = {key: selection.trained_on[key] for key in ("factors", "chromosomes", "biotypes")}
+    notes = {
+        "genome": store.meta.genome,
+        "selection": selection_name,
+        "window_bp": feed.window_bp,
+        "pretrain": configs.to_mapping(config),
+        "steps": trainer.step,
+        "validation": trainer.validation,
+        "labels": "permuted" if config.permute_labels else "measured",
+    }
+    save_trunk(trainer.model, out, trained_on, notes=notes)
+    seconds = time.monotonic() - started
+    _log.info("trunk of %s: %d steps in %.0f s, loss %.4f", selection_name, trainer.step, seconds, loss)
+    return PretrainResult(out, trainer.step, len(feed.experiment_ids), loss, trainer.validation, seconds)
+
+
+def training_feed(store: Store, selection: Selection, config: PretrainConfig) -> TrackFeed:
+    """Return the examples that a selection allows a trunk to see: its training experiments and chromosomes."""
+    with store.reader() as catalog:
+        evidence = rows.gather(store, catalog)
+    trained = set(selection.trained_on["experiments"])
+    ids = evidence.experiments["experiment_id"].astype(np.int64)
+    named = np.array([name in trained for name in evidence.experiments["experiment"].tolist()], dtype=bool)
+    if config.permute_labels:
+        evidence = evidence._replace(peaks=permuted(evidence.peaks, store.tiling.lengths_bp, seed=config.seed))
+    window_bp = config.window_bp or store.grid.window_bp
+    if window_bp % store.grid.bin_bp:
+        raise ConfigError(
+            f"window_bp {window_bp} is no multiple of the {store.grid.bin_bp} bp of a bin", where="pretrain"
+        )
+    return TrackFeed(
+        store.genome,
+        evidence,
+        selection.config.choices().rule,
+        ids[named],
+        tuple(store.tiling.chrom_index[chrom] for chrom in selection.trained_on["chromosomes"]),
+        window_bp,
+        config.reverse_complement,
+        config.random_offset,
+    )
+
+
+def _validation_feed(store: Store, selection: Selection, feed: TrackFeed) -> TrackFeed | None:
+    """Return the same tracks on chromosomes of validation rows that are in no training row."""
+    valid = set(selection.info["parts"]["valid"]["chromosomes"]) - set(selection.trained_on["chromosomes"])
+    chroms = tuple(store.tiling.chrom_index[chrom] for chrom in store.tiling.chroms if chrom in valid)
+    if not chroms:
+        return None
+    return TrackFeed(feed.genome, feed.evidence, feed.rule, feed.experiment_ids, chroms, feed.window_bp, False, False)
+
+
+class _Trainer:
+    """A trunk in training: model, optimizer, schedule and where they stand."""
+
+    def __init__(self, store: Store, feed: TrackFeed, config: PretrainConfig, out: Path) -> None:
+        self.feed, self.config, self.out = feed, config, out
+        self.device = torch.device(pick_device(config.device))
+        wanted = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+        self.dtype = wanted.get(config.precision) or fast_dtype(self.device)
+        torch.manual_seed(config.seed)
+        self.model: Enformer = build_trunk(config.trunk.hparams(store.grid.bin_bp), where="pretrain")
+        self.output = nn.Linear(2 * config.trunk.dim, len(feed.experiment_ids))
+        prior = torch.from_numpy(feed.prevalence()).clamp(min=1e-5, max=0.5)
+        with torch.no_grad():
+            self.output.weight.mul_(0.1)
+            self.output.bias.copy_(torch.logit(prior))
+        self.model.to(self.device).train()
+        self.output.to(self.device)
+        self.optimizer = torch.optim.AdamW(self._groups(), lr=config.lr, betas=(0.9, 0.98))
+        self.rng = np.random.default_rng(config.seed)
+        self.per_pass = -(-len(feed.one_pass(np.random.default_rng(0))) // config.batch_size)
+        self.step = 0
+        self.validation: dict[str, float] = {}
+
+    def _groups(self) -> list[dict[str, Any]]:
+        named = [(name, p) for name, p in self.model.named_parameters() if not name.startswith("_trunk.")]
+        named += list(self.output.named_parameters(prefix="output"))
+        decayed = [parameter for _, parameter in sorted(named, key=lambda item: item[0]) if parameter.ndim > 1]
+        rest = [parameter for _, parameter in sorted(named, key=lambda item: item[0]) if parameter.ndim <= 1]
+        return [
+            {"params": decayed, "weight_decay": self.config.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ]
+
+    def run(self, valid: TrackFeed | None) -> float:
+        """Train to the end and return the mean loss of the last pass."""
+        total = max(1, round(self.config.passes * self.per_pass))
+        limit = self.config.minutes * 60 if self.config.minutes else math.inf
+        started, recent = time.monotonic(), []
+        self.out.mkdir(parents=True, exist_ok=True)
+        with (self.out / "log.jsonl").open("w", encoding="utf-8") as log:
+            for stretches in tqdm(self._batches(total), total=total, desc="pretrain", unit="step", disable=None):
+                share = max(self.step / total, (time.monotonic() - started) / limit)
+                if share >= 1:
+                    break
+                recent.append(self._one_step(stretches, share))
+                if self.step % self.per_pass == 0 or self.step == total:
+                    last = float(np.mean(recent[-self.per_pass :]))
+                    line = {"step": self.step, "pass": self.step / self.per_pass, "train_loss": last}
+                    if valid is not None and self._wants_validation(total):
+                        line |= self._validate(valid)
+                    log.write(json.dumps({**line, "seconds": round(time.monotonic() - started, 1)}) + "\n")
+                    log.flush()
+            if valid is not None and self.config.validate_every:
+                self.validation = self._validate(valid)
+        return float(np.mean(recent[-self.per_pass :]))
+
+    def _batches(self, total: int) -> Iterator[list[Stretch]]:
+        queue: list[Stretch] = []
+        for _ in range(total):
+            while len(queue) < self.config.batch_size:
+                queue += self.feed.one_pass(self.rng)
+            yield queue[: self.config.batch_size]
+            queue = queue[self.config.batch_size :]
+
+    def _one_step(self, stretches: list[Stretch], share: float) -> float:
+        rate = min((share + 1e-3) / max(self.config.warmup, 1e-3), 1.0)
+        if share > self.config.warmup:
+            done = (share - self.config.warmup) / (1 - self.config.warmup)
+            rate = 0.5 + 0.5 * math.cos(math.pi * min(1.0, done))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * rate
+        batch = self.feed.batch(stretches)
+        labels = torch.from_numpy(batch.labels).to(self.device)
+        logits = self._logits(batch.codes)
+        # summed over tracks, so that the step does not shrink as tracks are added
+        loss = cell_losses(self.config.loss, logits, labels).sum() / (labels.shape[0] * labels.shape[1])
+        if not loss.isfinite():
+            raise TrainingError(f"loss is {loss.item()} at step {self.step}", where=str(stretches[0]), fix="lower lr")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        self.optimizer.step()
+        self.step += 1
+        return float(loss.item())
+
+    def _logits(self, codes: np.ndarray) -> Float[Tensor, "b n tracks"]:
+        features = train_features(self.model, one_hot(codes).to(self.device), dtype=self.dtype)
+        logits: Tensor = self.output(features)
+        return logits
+
+    def _wants_validation(self, total: int) -> bool:
+        every = self.config.validate_every * self.per_pass
+        return bool(every) and self.step % max(1, round(every)) == 0 and self.step < total
+
+    @torch.inference_mode()
+    def _validate(self, feed: TrackFeed) -> dict[str, float]:
+        """Return the medians over tracks with a positive bin."""
+        self.model.eval()
+        stretches = sorted(feed.one_pass(np.random.default_rng(0)))
+        size, n_tracks = self.config.batch_size, len(feed.experiment_ids)
+        parts = [feed.batch(stretches[at : at + size]) for at in range(0, len(stretches), size)]
+        logits = [self._logits(part.codes).float().cpu().numpy() for part in parts]
+        scores = np.concatenate([part.reshape(-1, n_tracks) for part in logits])
+        labels = np.concatenate([part.labels.reshape(-1, n_tracks) for part in parts])
+        self.model.train()
+        per_track = [score_binary(labels[:, track], scores[:, track]) for track in range(n_tracks)]
+        found = [track for track in per_track if track.n_positive]
+        if not found:
+            return {}
+        medians = {name: float(np.nanmedian([getattr(track, name) for track in found])) for name in ("auroc", "auprc")}
+        return {f"valid_{name}": value for name, value in medians.items()}

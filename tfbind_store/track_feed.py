@@ -1,0 +1,189 @@
+"""Stretches of sequence with the peaks of many experiments as binned tracks: what a trunk is trained on.
+
+Every pass tiles the training chromosomes from another random base, so that bins begin anywhere, and turns half of the
+stretches to their reverse complement with the labels mirrored. Labels follow the selection's rule; bins that are N,
+blacklisted, ambiguous, past a chromosome's end or of an unlabelled chromosome are NaN. Only the chromosomes and
+experiments that are asked for are ever read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8
+
+from tfbind_store.genome import Genome
+from tfbind_store.loci import Grid, Tiling
+from tfbind_store.query.labels import Intervals, LabelRule, bound_bins
+from tfbind_store.query.rows import Evidence
+from tfbind_store.query.stretches import bin_spans, expand
+
+COMPLEMENT = np.array([3, 2, 1, 0, 4, 5], dtype=np.uint8)
+
+
+class Stretch(NamedTuple):
+    """Where an example lies; `start` may be negative and the end past the chromosome."""
+
+    chrom: int
+    start: int
+    is_reverse: bool
+
+
+class TrackBatch(NamedTuple):
+    """Sequence codes with labels."""
+
+    codes: UInt8[np.ndarray, "b bp"]
+    labels: Float32[np.ndarray, "b n tracks"]
+
+
+@dataclass(frozen=True)
+class TrackFeed:
+    """Reads examples of some experiments on some chromosomes."""
+
+    genome: Genome
+    evidence: Evidence
+    rule: LabelRule
+    experiment_ids: Int64[np.ndarray, " tracks"]
+    """Ascending; one track each, in this order."""
+    chroms: tuple[int, ...]
+    """Chromosome numbers that may be read."""
+    window_bp: int
+    reverse_complement: bool = True
+    random_offset: bool = True
+
+    def __post_init__(self) -> None:
+        assert self.window_bp % self.bin_bp == 0, "a stretch holds whole bins"
+        assert (np.diff(self.experiment_ids) > 0).all(), "experiment ids must ascend"
+
+    @property
+    def bin_bp(self) -> int:
+        """Width of a bin: the store's own."""
+        return self.evidence.tiling.grid.bin_bp
+
+    @property
+    def n_bins(self) -> int:
+        """Bins per stretch."""
+        return self.window_bp // self.bin_bp
+
+    def one_pass(self, rng: np.random.Generator) -> list[Stretch]:
+        """Return stretches that cover every base of the chromosomes once, in random order."""
+        stretches: list[Stretch] = []
+        for chrom in self.chroms:
+            length = self.evidence.tiling.lengths_bp[chrom]
+            offset = int(rng.integers(self.window_bp)) if self.random_offset else 0
+            for start in range(-offset, length, self.window_bp):
+                is_reverse = bool(rng.integers(2)) and self.reverse_complement
+                stretches.append(Stretch(chrom, start, is_reverse))
+        return [stretches[index] for index in rng.permutation(len(stretches))]
+
+    def batch(self, stretches: Sequence[Stretch]) -> TrackBatch:
+        """Read examples."""
+        codes, labels = zip(*(self._example(stretch) for stretch in stretches), strict=True)
+        return TrackBatch(np.stack(codes), np.stack(labels))
+
+    def prevalence(self) -> Float32[np.ndarray, " tracks"]:
+        """Return the share of bound bins of each track over the chromosomes, on the store's own bins."""
+        truth = self.evidence.truth(self.rule)
+        bins = np.concatenate([self.evidence.tiling.global_bins(chrom) for chrom in self.chroms])
+        n_bins = max(1, int(self.evidence.scorable[bins].sum()))
+        inside = np.zeros(self.evidence.tiling.n_bins, dtype=bool)
+        inside[bins] = self.evidence.scorable[bins]
+        counts = [int(inside[truth.positives(int(experiment))].sum()) for experiment in self.experiment_ids]
+        return np.array(counts, dtype=np.float32) / np.float32(n_bins)
+
+    def _example(self, stretch: Stretch) -> tuple[UInt8[np.ndarray, " bp"], Float32[np.ndarray, "n tracks"]]:
+        chrom = self.evidence.tiling.chroms[stretch.chrom]
+        codes = np.asarray(self.genome.codes(chrom, stretch.start, stretch.start + self.window_bp))
+        labels = self._labels(stretch)
+        if stretch.is_reverse:
+            return COMPLEMENT[codes[::-1]], labels[::-1]
+        return codes, labels
+
+    def _labels(self, stretch: Stretch) -> Float32[np.ndarray, "n tracks"]:
+        labels = np.zeros((self.n_bins, len(self.experiment_ids)), dtype=np.float32)
+        relaxed = self._relaxed[stretch.chrom].near(stretch.start, self.window_bp)
+        if len(relaxed.start_bp):
+            spans = bin_spans(self._local, np.zeros(len(relaxed.start_bp)), relaxed.start_bp, relaxed.end_bp)
+            which, bins = expand(spans.first, spans.last)
+            labels[bins, relaxed.experiment_id[which]] = np.nan
+        peaks = self._peaks[stretch.chrom].near(stretch.start, self.window_bp)
+        which, bins = bound_bins(self._local, peaks, self.rule)
+        labels[bins, peaks.experiment_id[which]] = 1
+        labels[~self._scorable(stretch)] = np.nan
+        labels[:, ~self._labelled[:, stretch.chrom]] = np.nan
+        return labels
+
+    def _scorable(self, stretch: Stretch) -> np.ndarray:
+        """Return which bins touch only store bins that may be scored."""
+        starts = stretch.start + np.arange(self.n_bins) * self.bin_bp
+        own = self.evidence.tiling.global_bins(stretch.chrom)
+        good = np.ones(self.n_bins, dtype=bool)
+        for position in (starts, starts + self.bin_bp - 1):
+            place = position // self.bin_bp
+            inside = (place >= 0) & (place < len(own))
+            good &= inside & self.evidence.scorable[own[np.where(inside, place, 0)]]
+        return good
+
+    @cached_property
+    def _local(self) -> Tiling:
+        """One stretch as a genome of its own, so that the one label rule applies to any offset."""
+        grid = Grid(window_bp=self.window_bp, n_bins=self.n_bins, bin_bp=self.bin_bp)
+        return Tiling.over(grid, {"stretch": self.window_bp})
+
+    @cached_property
+    def _peaks(self) -> dict[int, _Sorted]:
+        return self._by_chromosome(self.evidence.peaks, use_summit=self.rule.kind == "summit")
+
+    @cached_property
+    def _relaxed(self) -> dict[int, _Sorted]:
+        return self._by_chromosome(self.evidence.relaxed, use_summit=False)
+
+    @cached_property
+    def _labelled(self) -> np.ndarray:
+        place = np.searchsorted(self.evidence.experiments["experiment_id"], self.experiment_ids)
+        return self.evidence.labelled[place]
+
+    def _by_chromosome(self, intervals: Intervals, *, use_summit: bool) -> dict[int, _Sorted]:
+        asked = np.isin(intervals.experiment_id, self.experiment_ids)
+        track = np.searchsorted(self.experiment_ids, intervals.experiment_id)
+        return {
+            chrom: _Sorted.of(intervals, np.flatnonzero(asked & (intervals.chrom_id == chrom)), track, use_summit)
+            for chrom in self.chroms
+        }
+
+
+@dataclass(frozen=True)
+class _Sorted:
+    """Intervals of one chromosome by start, with the track in place of the experiment."""
+
+    intervals: Intervals
+    longest_bp: int
+
+    @classmethod
+    def of(cls, intervals: Intervals, rows: np.ndarray, track: np.ndarray, use_summit: bool) -> _Sorted:
+        start = np.asarray(intervals.summit_bp if use_summit else intervals.start_bp, dtype=np.int64)[rows]
+        end = start + 1 if use_summit else np.asarray(intervals.end_bp, dtype=np.int64)[rows]
+        order = np.argsort(start, kind="stable")
+        summit = np.asarray(intervals.summit_bp, dtype=np.int64)[rows][order]
+        columns = Intervals(track[rows][order], np.zeros(len(rows), np.int64), start[order], end[order], summit)
+        return cls(columns, int((end - start).max(initial=1)))
+
+    def near(self, start: int, length_bp: int) -> Intervals:
+        """Return what overlaps a stretch, in its own coordinates, cut at its ends."""
+        column = self.intervals
+        low, high = np.searchsorted(column.start_bp, [start - self.longest_bp, start + length_bp])
+        begin = np.maximum(column.start_bp[low:high] - start, 0)
+        end = np.minimum(column.end_bp[low:high] - start, length_bp)
+        keep = end > begin
+        summit = column.summit_bp[low:high] - start
+        return Intervals(
+            column.experiment_id[low:high][keep],
+            column.chrom_id[low:high][keep],
+            begin[keep],
+            end[keep],
+            summit[keep],
+        )
