@@ -33,7 +33,16 @@ LAYERS: list[list[set[str]]] = [
     ],
     [{"genome"}, {"peaks"}, {"factors"}, {"contexts"}],
     [{"names"}],
-    [{"loci"}, {"spec"}, {"config"}, {"batch"}, {"durable"}, {"textfiles"}, {"figures"}, {"metrics"}, {"summary"}],
+    [
+        {"loci"},
+        {"spec"},
+        {"config"},
+        {"batch"},
+        {"durable"},
+        {"textfiles"},
+        {"figures"},
+        {"metrics", "summary", "curves"},
+    ],
     [{"errors"}],
 ]
 TORCH_ROOMS = {

@@ -50,7 +50,10 @@ def make_run(name: str = "adapter") -> Run:
             "trunk_trained_on": None,
         },
         scores=scores(name),
-        curves=[{"curve": "pr", "label": "model", "x": x, "y": 1 - x} for x in (0.0, 0.5, 1.0)],
+        curves=[
+            {"curve": "pr", "holdout": "seen", "scorer": "model", "x": x, "y": 1 - x, "n_factors": 6}
+            for x in (0.0, 0.5, 1.0)
+        ],
         log=[{"step": 10 * e, "train_loss": 1 / (e + 1), "valid_loss": 2.0, "valid_auroc": 0.9} for e in range(3)],
     )
 

@@ -15,6 +15,7 @@ def row(scorer: str, factor: str, auprc: float, *, holdout: str = "seen", n_posi
         "scorer": scorer,
         "factor": factor,
         "biotype": "BY4741",
+        "experiment": f"E.{factor}.BY4741",
         "holdout": holdout,
         "n_positive": n_positive,
         "prevalence": 0.01,

@@ -216,32 +216,30 @@ def _recall_pictures(runs: Sequence[Run]) -> list[figures.Picture]:
 
 
 def _curve_pictures(runs: Sequence[Run]) -> list[figures.Picture]:
-    wanted = (
-        ("pr", "Precision against recall", "recall", "precision", False),
-        ("roc", "True positive rate against false positive rate", "false positive rate", "true positive rate", True),
-    )
-    pictures = []
-    for kind, title, x_label, y_label, diagonal in wanted:
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for run in runs:
-            for row in run.curves:
-                if row["curve"] == kind:
-                    label = f"{run.name}: {row['label']}" if len(runs) > 1 else row["label"]
-                    curves.setdefault(label, []).append((row["x"], row["y"]))
-        if curves:
-            caption = f"{title}, mean over factors of the curves."
-            pictures.append(
-                figures.lines(
-                    f"{kind}_curves",
-                    caption,
-                    curves,
-                    x_label=x_label,
-                    y_label=y_label,
-                    limits=(0, 1.02),
-                    diagonal=diagonal,
-                )
-            )
-    return pictures
+    """Return one precision-recall and one ROC figure per kind of hold-out."""
+    wanted = {
+        "pr": ("Precision against recall", "recall", "precision"),
+        "roc": ("Recall against the false positive rate", "false positive rate", "recall"),
+    }
+    grouped: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
+    for run in runs:
+        for row in run.curves:
+            if row["scorer"] not in (ORACLE, PREVALENCE):
+                label = spaced(f"{run.name}: {row['scorer']}" if len(runs) > 1 else row["scorer"])
+                curves = grouped.setdefault((row["holdout"], row["curve"]), {})
+                curves.setdefault(label, []).append((row["x"], row["y"]))
+    return [
+        figures.lines(
+            f"{kind}_{holdout}".replace("+", "_and_"),
+            f"{wanted[kind][0]}, mean over factors; {spaced(holdout)}.",
+            curves,
+            x_label=wanted[kind][1],
+            y_label=wanted[kind][2],
+            limits=(0, 1.02),
+            diagonal=kind == "roc",
+        )
+        for (holdout, kind), curves in sorted(grouped.items(), key=lambda item: (seen_first(item[0][0]), item[0][1]))
+    ]
 
 
 def _count_picture(every: Sequence[Case], several: bool) -> figures.Picture:

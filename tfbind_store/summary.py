@@ -20,16 +20,17 @@ _BOOTSTRAPS = 1000
 
 Row = dict[str, Any]
 """One row of ``scores.parquet``."""
-CaseKey = tuple[str, str, str]
+CaseKey = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One factor in one biotype, scored by everything that could score it."""
+    """One experiment, scored by everything that could score it."""
 
     run: str
     factor: str
     biotype: str
+    experiment: str
     holdout: str
     n_positive: int
     prevalence: float
@@ -69,16 +70,17 @@ class Headline(NamedTuple):
 
 
 def cases(run: str, scores: Iterable[Row]) -> list[Case]:
-    """Return the run's scored factors; rows of one factor by several scorers come together."""
+    """Return the run's scored experiments; rows of one experiment by several scorers come together."""
     grouped: dict[CaseKey, dict[str, Row]] = {}
     for row in scores:
-        key = (row["factor"], row["biotype"], row["holdout"])
+        key = (row["factor"], row["biotype"], row["experiment"], row["holdout"])
         grouped.setdefault(key, {})[row["scorer"]] = row
     return [
         Case(
             run=run,
             factor=factor,
             biotype=biotype,
+            experiment=experiment,
             holdout=holdout,
             n_positive=int(scorers[MODEL]["n_positive"]),
             prevalence=float(scorers[MODEL]["prevalence"]),
@@ -86,7 +88,7 @@ def cases(run: str, scores: Iterable[Row]) -> list[Case]:
             baselines={name: row for name, row in scorers.items() if name not in (MODEL, ORACLE)},
             oracle=scorers.get(ORACLE),
         )
-        for (factor, biotype, holdout), scorers in sorted(grouped.items())
+        for (factor, biotype, experiment, holdout), scorers in sorted(grouped.items())
         if MODEL in scorers
     ]
 
