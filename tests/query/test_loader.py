@@ -1,0 +1,192 @@
+"""The loader: every row once, in a seeded order, from where it stopped, in any process."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.query.world import busy_world
+from tfbind_store.errors import CheckpointError, MissingWindow, SelectionError, StoreError, TfbindError
+from tfbind_store.loci import Locus
+from tfbind_store.precompute.embedder import make_sequence_embedder, make_text_embedder, make_window_embedder
+from tfbind_store.precompute.run import embed_contexts, embed_factors, embed_windows
+from tfbind_store.query.loader import Arrays, Loader
+from tfbind_store.query.selection import Selection, SelectionConfig, make_selection
+from tfbind_store.query.splits import SplitConfig
+
+ARRAYS = Arrays("embeddings/windows", "proteins/composition", "contexts/hashed")
+TOY = make_window_embedder("toy", {"bin_bp": 16})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    store = busy_world(tmp_path_factory.mktemp("busy")).write()
+    embed_windows(store, TOY)
+    embed_factors(store, make_sequence_embedder("composition"))
+    embed_contexts(store, make_text_embedder("hashed"))
+    make_selection(store, "s", SelectionConfig(n_bins=4, split=SplitConfig(test_chroms=("chr2",)), margin_bp=16))
+    return store
+
+
+@pytest.fixture(scope="module")
+def selection(store):
+    return Selection.open(store, "s")
+
+
+def loader_of(store, selection, split="train", **options):
+    return Loader(store, selection, split, arrays=ARRAYS, **options)
+
+
+def equal(first, second) -> bool:
+    return all(
+        (a is None and b is None) or np.array_equal(a, b, equal_nan=a.dtype.kind == "f")
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+class TestOrder:
+    @settings(max_examples=6, deadline=None)
+    @given(st.integers(1, 400), st.integers(1, 100), st.integers(1, 4), st.integers(0, 5))
+    def test_every_row_once_per_epoch_for_any_batch_block_and_parts(
+        self, store, selection, batch_size, block_windows, n_parts, seed
+    ):
+        options = {"batch_size": batch_size, "block_windows": block_windows, "seed": seed, "n_parts": n_parts}
+        seen = []
+        for part in range(n_parts):
+            loader = loader_of(store, selection, part=part, **options)
+            batches = list(loader)
+            assert len(batches) == len(loader)
+            seen += [row for batch in batches for row in batch.rows.tolist()]
+        assert sorted(seen) == selection.columns("train", names=("row",))["row"].tolist()
+
+    def test_epochs_differ_and_seeds_repeat(self, store, selection):
+        loader = loader_of(store, selection)
+        epochs = [[row for batch in loader for row in batch.rows.tolist()] for _ in range(2)]
+        assert epochs[0] != epochs[1]
+        again = loader_of(store, selection)
+        assert [row for batch in again for row in batch.rows.tolist()] == epochs[0]
+
+    def test_validation_reads_in_file_order(self, store, selection):
+        rows = [row for batch in loader_of(store, selection, "test", shuffle=False) for row in batch.rows.tolist()]
+        assert rows == selection.columns("test", names=("row",))["row"].tolist()
+
+
+class TestResume:
+    @pytest.mark.parametrize("stop_after", [0, 1, 3, 8])
+    def test_it_goes_on_at_the_exact_batch(self, store, selection, stop_after):
+        options = {"batch_size": 16, "seed": 3, "block_windows": 4}
+        whole_loader = loader_of(store, selection, **options)
+        whole = [batch for _ in range(2) for batch in whole_loader]
+        first = loader_of(store, selection, **options)
+        reading = iter(first)
+        begun = [next(reading) for _ in range(stop_after)]
+        second = loader_of(store, selection, **options)
+        second.resume(first.state())
+        rest = [*second, *second]
+        assert len(begun) + len(rest) == len(whole)
+        assert all(equal(a, b) for a, b in zip([*begun, *rest], whole, strict=True))
+
+    @pytest.mark.parametrize("change", [{"batch_size": 8}, {"seed": 1}, {"block_windows": 2}, {"shuffle": False}])
+    def test_other_settings_are_refused_by_name(self, store, selection, change):
+        state = loader_of(store, selection, batch_size=16).state()
+        with pytest.raises(CheckpointError, match=next(iter(change))):
+            loader_of(store, selection, **{"batch_size": 16, **change}).resume(state)
+
+
+class TestBatch:
+    def test_shapes_and_dtypes(self, store, selection):
+        batch = next(iter(loader_of(store, selection, batch_size=32)))
+        f, length, e = batch.protein.shape
+        assert batch.dna.shape == (32, 4, 8)
+        assert batch.dna.dtype == np.float16
+        assert (batch.mask.shape, batch.subunit.shape) == ((f, length), (f, length))
+        assert e == make_sequence_embedder("composition").spec().dim
+        assert batch.factor_index.shape == batch.context_index.shape == batch.weights.shape == batch.rows.shape == (32,)
+        assert batch.labels.shape == (32, 4)
+        assert batch.labels.dtype == batch.weights.dtype == batch.context.dtype == np.float32
+        assert batch.factor_index.dtype == batch.context_index.dtype == batch.rows.dtype == np.int64
+        assert batch.signal is None
+
+    def test_factors_and_contexts_come_once(self, store, selection):
+        batch = next(iter(loader_of(store, selection, batch_size=64)))
+        assert sorted(set(batch.factor_index.tolist())) == list(range(len(batch.protein)))
+        assert sorted(set(batch.context_index.tolist())) == list(range(len(batch.context)))
+
+    def test_a_batch_is_a_copy(self, store, selection):
+        loader = loader_of(store, selection)
+        places = np.arange(5)
+        before = loader.read(places).dna.copy()
+        loader.read(places).dna[:] = 0
+        assert np.array_equal(loader.read(places).dna, before)
+
+
+class TestRefusals:
+    def test_an_empty_split(self, store, selection):
+        with pytest.raises(SelectionError, match="split valid has no rows"):
+            loader_of(store, selection, "valid")
+
+    def test_windows_that_are_not_embedded_are_counted(self, tmp_path):
+        store = busy_world(tmp_path).write()
+        embed_windows(store, TOY, loci=[Locus("chr1", 0, 500)])
+        embed_factors(store, make_sequence_embedder("composition"))
+        embed_contexts(store, make_text_embedder("hashed"))
+        make_selection(store, "s", SelectionConfig())
+        with pytest.raises(MissingWindow, match=r"[\d,]+ of [\d,]+ rows need \d+ windows that are not embedded"):
+            loader_of(store, "s")
+
+    def test_factors_or_contexts_that_are_not_embedded(self, tmp_path):
+        store = busy_world(tmp_path).write()
+        embed_windows(store, TOY)
+        make_selection(store, "s", SelectionConfig())
+        with pytest.raises(TfbindError):
+            loader_of(store, "s")
+        embed_contexts(store, make_text_embedder("hashed"))
+        with pytest.raises((StoreError, TfbindError)):
+            loader_of(store, "s")
+
+
+def _read_part(loader, queue):
+    queue.put([(batch.rows.tolist(), float(np.nansum(batch.dna.astype(np.float64)))) for batch in loader])
+    queue.put("duckdb" in sys.modules)
+
+
+class TestProcesses:
+    @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("n_parts", [2, pytest.param(4, marks=pytest.mark.slow)])
+    def test_workers_read_what_one_process_reads(self, store, selection, method, n_parts):
+        options = {"batch_size": 16, "seed": 2}
+        serial = [
+            (batch.rows.tolist(), float(np.nansum(batch.dna.astype(np.float64))))
+            for batch in loader_of(store, selection, **options)
+        ]
+        context = multiprocessing.get_context(method)
+        workers = []
+        for part in range(n_parts):
+            queue = context.Queue()
+            loader = loader_of(store, selection, part=part, n_parts=n_parts, **options)
+            worker = context.Process(target=_read_part, args=(loader, queue))
+            worker.start()
+            workers.append((worker, queue))
+        found = [queue.get(timeout=30) for _, queue in workers]
+        for worker, queue in workers:
+            queue.get(timeout=30)
+            worker.join(timeout=30)
+            assert worker.exitcode == 0
+        for part, batches in enumerate(found):
+            assert batches == serial[part::n_parts]
+
+    def test_a_pickled_loader_reads_the_same(self, store, selection):
+        loader = loader_of(store, selection, seed=4)
+        again = pickle.loads(pickle.dumps(loader))
+        assert all(equal(a, b) for a, b in zip(loader, again, strict=True))
+
+    def test_it_holds_no_connection(self, store, selection):
+        loader = loader_of(store, selection)
+        held = [type(value).__module__ for value in vars(loader).values()]
+        assert not any("duckdb" in name or "catalog" in name for name in held)
