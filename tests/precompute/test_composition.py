@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pytest
 
@@ -97,3 +99,13 @@ def test_a_shared_domain_gives_nearer_rows_than_another_protein():
         for flank, domain_or in (("A" * 40, domain), ("A" * 40, domain[:40] + "A" + domain[41:]), ("A" * 40, other))
     )
     assert np.linalg.norm(first - second) < 0.3 * np.linalg.norm(first - third)
+
+
+@pytest.mark.real_data
+def test_columns_of_real_proteins_are_near_unit_spread(data_dir):
+    text = gzip.decompress((data_dir / "yeast_sacCer3" / "sacCer3.proteins.fa.gz").read_bytes()).decode()
+    proteins = ["".join(part.split("\n")[1:]).rstrip("*") for part in text.split(">")[1:]]
+    rows = np.concatenate([result.values for result in CompositionEmbedder().embed(proteins[::20])])
+    assert np.abs(rows.mean(0)).max() < 1.5
+    assert rows.std(0).min() > 0.4
+    assert rows.std(0).max() < 1.6

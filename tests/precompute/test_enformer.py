@@ -304,7 +304,7 @@ class TestRefusals:
         with pytest.raises(WeightsError) as caught:
             make_window_embedder("enformer", {"checkpoint": "EleutherAI/enformer-official-rough"})
         assert "models--EleutherAI--enformer-official-rough" in caught.value.where
-        assert "allow_download" in caught.value.fix
+        assert "--allow-download" in caught.value.fix
         assert "config.json" in caught.value.fix
 
     @pytest.mark.parametrize("options", [{}, {"checkpoint": "x/y", "dim": 48}])

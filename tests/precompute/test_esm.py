@@ -90,13 +90,13 @@ class TestNumbersAreFairEsms:
 
     def test_of_an_esm2_file(self, tmp_path):
         model = esm2_file(tmp_path / "esm2_t2_tiny.pt")
-        embedder = make_sequence_embedder("esm", {"path": str(tmp_path / "esm2_t2_tiny.pt"), "device": "cpu"})
+        embedder = make_sequence_embedder("esm", {"checkpoint": str(tmp_path / "esm2_t2_tiny.pt"), "device": "cpu"})
         alphabet = fair_esm.Alphabet.from_architecture("ESM-1b")
         np.testing.assert_allclose(rows(embedder, PROTEIN), plain(model, alphabet, PROTEIN, 2), rtol=0, atol=1e-6)
 
     def test_of_an_esm1b_file_whatever_its_name(self, tmp_path):
         model = esm1b_file(tmp_path / "renamed.pt")
-        embedder = make_sequence_embedder("esm", {"path": str(tmp_path / "renamed.pt"), "device": "cpu"})
+        embedder = make_sequence_embedder("esm", {"checkpoint": str(tmp_path / "renamed.pt"), "device": "cpu"})
         alphabet = fair_esm.Alphabet.from_architecture("ESM-1b")
         np.testing.assert_allclose(rows(embedder, PROTEIN), plain(model, alphabet, PROTEIN, 2), rtol=0, atol=1e-6)
         assert embedder.spec().identity["class"] == "esm.ProteinBertModel"
@@ -167,7 +167,7 @@ class TestRefusals:
         marker = tmp_path / "marker"
         torch.save({"args": argparse.Namespace(arch=Trap(marker)), "model": {}}, tmp_path / "evil.pt")
         with pytest.raises(UnsafeFile, match="more than tensors"):
-            make_sequence_embedder("esm", {"path": str(tmp_path / "evil.pt")})
+            make_sequence_embedder("esm", {"checkpoint": str(tmp_path / "evil.pt")})
         assert not marker.exists()
 
     def test_other_files(self, tmp_path):
@@ -194,7 +194,7 @@ class TestRefusals:
     def test_a_published_name_that_is_not_here_says_file_and_place(self, tmp_path, monkeypatch):
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         with pytest.raises(WeightsError) as caught:
-            make_sequence_embedder("esm", {"name": "esm2_t33_650M_UR50D"})
+            make_sequence_embedder("esm", {"checkpoint": "esm2_t33_650M_UR50D"})
         assert caught.value.where == str(tmp_path / "hub" / "checkpoints" / "esm2_t33_650M_UR50D.pt")
         assert "https://dl.fbaipublicfiles.com/fair-esm/models/esm2_t33_650M_UR50D.pt" in caught.value.fix
 
@@ -202,14 +202,17 @@ class TestRefusals:
         monkeypatch.setenv("TORCH_HOME", str(tmp_path))
         (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
         esm2_file(tmp_path / "hub" / "checkpoints" / "esm2_t2_tiny.pt")
-        assert make_sequence_embedder("esm", {"name": "esm2_t2_tiny"}).spec().dim == 32
+        assert make_sequence_embedder("esm", {"checkpoint": "esm2_t2_tiny"}).spec().dim == 32
+
+    def test_neither_a_file_nor_a_published_name(self):
+        with pytest.raises(WeightsError, match="neither a file nor a published"):
+            make_sequence_embedder("esm", {"checkpoint": "../../x"})
 
     @pytest.mark.parametrize(
         "options",
         [
             {},
-            {"name": "esm2_t6_8M_UR50D", "num_layers": 2},
-            {"name": "../../x"},
+            {"checkpoint": "esm2_t6_8M_UR50D", "num_layers": 2},
             {**SMALL, "layer": 3},
             {**SMALL, "window": 1023},
             {**SMALL, "window": 8, "overlap": 8},

@@ -36,14 +36,13 @@ PROTEIN_ARCHITECTURES = ("roberta_large", "protein_bert_base")
 
 @dataclass(frozen=True, kw_only=True)
 class EsmOptions:
-    """Where the weights come from: one of `name`, `path` and `num_layers`."""
+    """Where the weights come from: `checkpoint`, or `num_layers` and the rest of an architecture."""
 
-    name: str | None = None
-    """Published name, such as ``esm2_t33_650M_UR50D`` or ``esm1b_t33_650M_UR50S``, looked up in torch's hub folder."""
-    path: str | None = None
-    """A ``.pt`` file of the published layout."""
+    checkpoint: str | None = None
+    """A ``.pt`` file of the published layout, or a published name, such as ``esm2_t33_650M_UR50D`` or
+    ``esm1b_t33_650M_UR50S``, looked up in torch's hub folder."""
     allow_download: bool = False
-    """Fetch `name` if it is not on this machine."""
+    """Fetch a published name that is not on this machine."""
     layer: int | None = None
     """Layer whose vectors are kept; None is the last."""
     window: int = LONGEST
@@ -64,23 +63,21 @@ def from_options(options: Mapping[str, Any]) -> EsmEmbedder:
     Raises
     ------
     ConfigError
-        If not exactly one source of weights is given, or `layer`, `window` or `overlap` is out of range.
+        If neither or both of `checkpoint` and `num_layers` are given, or another option is out of range.
     WeightsError
         If the weights are not on this machine.
     """
     choice = read_options(EsmOptions, options, name="esm")
-    given = [name for name in ("name", "path", "num_layers") if getattr(choice, name) is not None]
-    if len(given) != 1:
+    if (choice.checkpoint is None) == (choice.num_layers is None):
         raise ConfigError(
-            f"esm needs exactly one of name, path and num_layers, got {given or 'none'}",
+            "esm needs either a checkpoint or an architecture",
             where="options of embedder esm",
-            fix="name=esm2_t33_650M_UR50D, path=FILE.pt, or num_layers=2 embed_dim=64 (random, knows nothing)",
+            fix="checkpoint=esm2_t33_650M_UR50D, checkpoint=FILE.pt, or num_layers=2 embed_dim=64 (knows nothing)",
         )
     if choice.num_layers is not None:
         model, alphabet = random_esm2(choice.num_layers, choice.embed_dim, choice.attention_heads, seed=choice.seed)
     else:
-        path = Path(choice.path).expanduser() if choice.path else hub_file(str(choice.name), choice.allow_download)
-        model, alphabet = load_esm(path)
+        model, alphabet = load_esm(weights_file(str(choice.checkpoint), choice.allow_download))
     return EsmEmbedder(
         model, alphabet, layer=choice.layer, window=choice.window, overlap=choice.overlap, device=choice.device
     )
@@ -195,20 +192,24 @@ def random_esm2(num_layers: int, embed_dim: int, attention_heads: int, *, seed: 
     return model, alphabet
 
 
-def hub_file(name: str, allow_download: bool) -> Path:
-    """Return the published weights' file in torch's hub folder, fetching it only if allowed.
+def weights_file(checkpoint: str, allow_download: bool) -> Path:
+    """Return the file called `checkpoint`, or the published weights of that name in torch's hub folder.
 
     Raises
     ------
     WeightsError
-        If it is not there.
+        If it is not there, and was not to be fetched.
     """
-    if not HUB_NAME.fullmatch(name):
-        raise ConfigError(
-            f"{name!r} is no published ESM-1 or ESM-2 name", where="name", fix="for example esm2_t33_650M_UR50D"
+    if checkpoint.endswith(".pt") or Path(checkpoint).expanduser().exists():
+        return Path(checkpoint).expanduser()
+    if not HUB_NAME.fullmatch(checkpoint):
+        raise WeightsError(
+            f"{checkpoint!r} is neither a file nor a published ESM-1 or ESM-2 name",
+            where="options of embedder esm",
+            fix="checkpoint=esm2_t33_650M_UR50D or checkpoint=FILE.pt",
         )
-    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{name}.pt"
-    url = HUB_URL.format(name=name)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{checkpoint}.pt"
+    url = HUB_URL.format(name=checkpoint)
     if not path.is_file() and allow_download:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -217,9 +218,9 @@ def hub_file(name: str, allow_download: bool) -> Path:
             raise WeightsError(f"cannot fetch {url}: {error}", where=str(path), fix="copy the file there") from error
     if not path.is_file():
         raise WeightsError(
-            f"the weights of {name} are not on this machine",
+            f"the weights of {checkpoint} are not on this machine",
             where=str(path),
-            fix=f"download {url} to that place, or run again with allow_download=true",
+            fix=f"download {url} to that place, or run again with --allow-download",
         )
     return path
 

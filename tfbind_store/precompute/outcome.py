@@ -54,10 +54,11 @@ class EmbedReport:
         """
         if self.failures:
             first = self.failures[0]
+            again = "embed again with --retry-failed" if self.unit == "window" else "run the same command again"
             raise EmbeddingError(
                 f"{len(self.failures)} of {self.n_asked} {self.unit}s failed; first {first.name}: {first.reason}",
                 where=self.array,
-                fix="the others are kept; embed again with --retry-failed after the cause is gone",
+                fix=f"the others are kept; {again} after the cause is gone",
             )
         if self.n_missing:
             raise EmbeddingError(

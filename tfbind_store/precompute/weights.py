@@ -57,7 +57,7 @@ def hub_folder(name: str, *, files: Sequence[str], allow_download: bool = False,
         raise WeightsError(
             f"the weights of {name} are not on this machine ({type(error).__name__})",
             where=f"{constants.HF_HUB_CACHE}/models--{name.replace('/', '--')}",
-            fix=f"run again with allow_download=true, or put {' / '.join(files)} into a folder and name that instead",
+            fix=f"run again with --allow-download, or put {' / '.join(files)} into a folder and name that instead",
         ) from error
     return Path(found)
 
