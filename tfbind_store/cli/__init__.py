@@ -31,6 +31,8 @@ for command in (
     embedding.plan,
     embedding.embed,
     learning.train,
+    learning.evaluate,
+    learning.report,
     doctor.doctor,
 ):
     main.add_command(command)

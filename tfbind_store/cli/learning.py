@@ -1,4 +1,4 @@
-"""Commands that learn and judge: pretrain, train, evaluate."""
+"""Commands that learn and judge: pretrain, train, evaluate, report."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from tfbind_store.cli.frame import Command, configured, emit, json_option
+from tfbind_store.cli.frame import Command, configured, emit, json_option, listed, table
 from tfbind_store.cli.stores import STORE
+from tfbind_store.errors import StoreMissing
 
 CONFIG = click.option("--config", type=click.Path(path_type=Path), help="TOML with any keys of the config.")
 SET = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the config. Repeatable.")
@@ -110,3 +111,89 @@ def train(
         f"next: tfbind evaluate {result.path}",
     ]
     emit(result, text, as_json=as_json)
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "tfbind evaluate yeast.store/runs/adapter --motifs motifs.jaspar",
+        "tfbind evaluate yeast.store/runs/linear --chroms chrII --json",
+    ],
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--motifs", type=click.Path(path_type=Path), help="JASPAR file for the motif baseline.")
+@click.option("--chroms", metavar="LIST", help="Chromosomes; the selection's test chromosomes if not given.")
+@click.option("--factor", "factors", multiple=True, help="Only this factor. Repeatable.")
+@click.option("--oracle/--no-oracle", "with_oracle", default=True, help="Score measured binding of other factors too.")
+@click.option("--device", default="cpu", show_default=True, help="Where the head runs.")
+@json_option
+def evaluate(
+    run: Path,
+    motifs: Path | None,
+    chroms: str | None,
+    factors: tuple[str, ...],
+    with_oracle: bool,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Score a run on what it has not seen, beside its baselines.
+
+    Every labelled bin of the test chromosomes counts, so that the prevalence is the genome's; held-out factors are
+    scored on chromosomes that were trained on too. Writes scores.parquet into the run's folder.
+    """
+    from tfbind_store import summary
+    from tfbind_store.evaluate import EvaluateConfig, evaluate_run
+    from tfbind_store.store import Store
+
+    store, name = run_place(run)
+    config = EvaluateConfig(
+        motifs=motifs, chroms=tuple(listed(chroms)), factors=factors, with_oracle=with_oracle, device=device
+    )
+    result = evaluate_run(Store.open(store), name, config)
+    names = list(result.columns)
+    columns = [column.tolist() for column in result.columns.values()]
+    scores = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    cases = summary.cases(name, scores)
+    headlines = summary.headlines(cases)
+    rows = [
+        (summary.spaced(h.holdout), summary.spaced(h.scorer), h.n_factors, h.auroc, h.auprc, h.prevalence, h.note)
+        for h in headlines
+    ]
+    text = [
+        f"{result.n_experiments:,} experiments scored into {result.path}",
+        *table(("held out", "scored by", "factors", "AUROC", "AUPRC", "prevalence", ""), rows),
+        "",
+        *summary.verdicts(cases),
+        f"next: tfbind report {run}",
+    ]
+    value = {"path": result.path, "headlines": headlines, "verdicts": summary.verdicts(cases), "scores": scores}
+    emit(value, text, as_json=as_json)
+
+
+def run_place(run: Path) -> tuple[Path, str]:
+    """Return the store and the name of a run, given as its folder ``STORE/runs/NAME``."""
+    place = run.resolve()
+    if place.parent.name != "runs" or not place.is_dir():
+        raise StoreMissing("no run here", where=str(run), fix="write STORE/runs/NAME; tfbind info STORE lists the runs")
+    return place.parent.parent, place.name
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "tfbind report yeast.store/runs/adapter",
+        "tfbind report yeast.store/runs/adapter yeast.store/runs/linear --out both.html",
+    ],
+)
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="The page; RUN/report.html if not given.")
+@json_option
+def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Write one HTML page about evaluated runs: scores, baselines, curves, what was trained on what.
+
+    The page needs no network. Its figures are also saved as SVG files beside it.
+    """
+    from tfbind_store.report import write_report
+
+    written = write_report(runs, out)
+    emit(written, f"{written.page} ({len(written.figures)} figures)", as_json=as_json)

@@ -134,6 +134,7 @@ def _array_row(array: Any) -> dict[str, Any]:
         "fingerprint": array.spec.fingerprint,
         "done": done.n_ok + done.n_all_n,
         "failed": done.n_failed,
+        "damaged_shards": array.n_damaged,
         "planned": done.n_planned,
         "size_bytes": array.size_bytes,
     }
@@ -163,7 +164,8 @@ def _info_lines(value: Mapping[str, Any]) -> list[str]:
 
 def _done(array: Mapping[str, Any]) -> str:
     failed = f", {array['failed']:,} failed" if array["failed"] else ""
-    return f"{array['done']:,} / {array['planned']:,}{failed}"
+    damaged = f", {array['damaged_shards']:,} shards damaged" if array["damaged_shards"] else ""
+    return f"{array['done']:,} / {array['planned']:,}{failed}{damaged}"
 
 
 @click.command(
