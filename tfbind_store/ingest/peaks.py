@@ -198,9 +198,7 @@ class _Importer:
         placed = place_rows(self.catalog, clean, drop=self.options.drop, needs_name=fixed is None)
         dropped = dict(placed.bad)
         ids = self._experiments(clean, fixed, dropped)
-        self._mark_n(dropped)
-        with self.catalog.registered("import_names", {"raw_name": list(ids), "experiment_id": list(ids.values())}):
-            self._resolve(fixed, dropped)
+        self._resolve(ids, fixed, dropped)
         kept = self._count("cause IS NULL")
         report = ImportReport(identity.kind, str(file), clean.n_rows, kept, dropped, [])
         source_id = add_source(self.catalog, identity, report)
@@ -253,51 +251,55 @@ class _Importer:
         ids = ensure_experiments(self.catalog, self.names, list(parsed.values()))
         return {name: ids[found.raw] for name, found in parsed.items()}
 
-    def _mark_n(self, dropped: dict[str, int]) -> None:
-        """Mark rows whose summit's bin has no base but N."""
-        grid = self.store.grid
-        windows, bins = all_n_bins(self.store, [int(w) for (w,) in self.catalog.rows(
+    def _all_n(self) -> dict[str, np.ndarray]:
+        """Return window and bin of bins of N only in the windows that this file's summits lie in."""
+        rows = self.catalog.rows(
             f"""SELECT DISTINCT w.window_id FROM import_rows AS r JOIN data.chromosomes AS c USING (chrom_id)
-            JOIN data.windows AS w ON w.window_id = c.first_window + r.summit_bp // {grid.stride_bp}
+            JOIN data.windows AS w ON w.window_id = c.first_window + r.summit_bp // {self.store.grid.stride_bp}
             WHERE r.cause IS NULL AND w.n_fraction > 0 ORDER BY 1"""
-        )])  # fmt: skip
-        if windows.size == 0:
-            return
-        with self.catalog.registered("import_all_n", {"window_id": windows, "bin": bins}):
-            self.catalog.execute(
-                f"""UPDATE import_rows AS r SET cause = 'summit_in_n'
-                FROM data.chromosomes AS c, import_all_n AS n
-                WHERE r.cause IS NULL AND c.chrom_id = r.chrom_id
-                  AND n.window_id = c.first_window + r.summit_bp // {grid.stride_bp}
-                  AND n.bin = r.summit_bp % {grid.stride_bp} // {grid.bin_bp}"""
-            )
-        if count := self._count("cause = 'summit_in_n'"):
-            dropped["summit_in_n"] = count
-
-    def _resolve(self, fixed: str | None, dropped: dict[str, int]) -> None:
-        """Give rows their experiment, window and bin, and mark those that repeat others."""
-        grid = self.store.grid
-        join = "CROSS JOIN import_names AS n" if fixed is not None else "JOIN import_names AS n ON r.name = n.raw_name"
-        same = "experiment_id, chrom_id, start_bp, end_bp" + ("" if self.options.relaxed else ", summit_bp")
-        self.catalog.execute(
-            f"""CREATE OR REPLACE TEMP TABLE import_good AS
-            SELECT r.*, n.experiment_id, (c.first_window + r.summit_bp // {grid.stride_bp})::INTEGER AS window_id,
-                   (r.summit_bp % {grid.stride_bp} // {grid.bin_bp})::SMALLINT AS bin,
-                   row_number() OVER (PARTITION BY n.experiment_id, r.chrom_id, r.start_bp, r.end_bp
-                                      {"" if self.options.relaxed else ", r.summit_bp"} ORDER BY r.line) AS copy_number
-            FROM import_rows AS r {join} JOIN data.chromosomes AS c ON c.chrom_id = r.chrom_id
-            WHERE r.cause IS NULL"""
         )
-        self.catalog.execute("UPDATE import_good SET cause = 'duplicate' WHERE copy_number > 1")
+        windows, bins = all_n_bins(self.store, [int(window) for (window,) in rows])
+        return {"window_id": windows, "bin": bins}
+
+    def _resolve(self, ids: Mapping[str, int], fixed: str | None, dropped: dict[str, int]) -> None:
+        """Make ``import_good``: rows with experiment, window, bin, and why some are left out after all."""
+        grid = self.store.grid
+        join = "CROSS JOIN import_names AS m" if fixed is not None else "JOIN import_names AS m ON r.name = m.raw_name"
+        names = {"raw_name": list(ids), "experiment_id": list(ids.values())}
+        with self.catalog.registered("import_names", names), self.catalog.registered("import_all_n", self._all_n()):
+            self.catalog.execute(
+                f"""CREATE OR REPLACE TEMP TABLE import_good AS
+                SELECT g.*, CASE WHEN n.bin IS NOT NULL THEN 'summit_in_n' END AS cause
+                FROM (SELECT r.line, m.experiment_id::INTEGER AS experiment_id, r.chrom_id, r.start_bp, r.end_bp,
+                             r.summit_bp, r.score,
+                             (c.first_window + r.summit_bp // {grid.stride_bp})::INTEGER AS window_id,
+                             (r.summit_bp % {grid.stride_bp} // {grid.bin_bp})::SMALLINT AS bin
+                      FROM import_rows AS r {join} JOIN data.chromosomes AS c ON c.chrom_id = r.chrom_id
+                      WHERE r.cause IS NULL) AS g
+                LEFT JOIN import_all_n AS n ON g.window_id = n.window_id AND g.bin = n.bin"""
+            )
+        self._mark_repeats()
+        for cause, count in self.catalog.rows(
+            "SELECT cause, count(*) FROM import_good WHERE cause IS NOT NULL GROUP BY cause ORDER BY cause"
+        ):
+            dropped[str(cause)] = int(count)
+
+    def _mark_repeats(self) -> None:
+        """Mark rows that repeat an earlier line of the file, or what is stored."""
+        same = "experiment_id, chrom_id, start_bp, end_bp" + ("" if self.options.relaxed else ", summit_bp")
+        # counting hashes is five times as fast as numbering the copies, and most files repeat nothing
+        counted = first_row(self.catalog, f"SELECT count(*), count(DISTINCT hash({same})) FROM import_good")
+        if counted is not None and counted[0] != counted[1]:
+            self.catalog.execute(
+                f"""UPDATE import_good SET cause = 'duplicate' WHERE cause IS NULL AND line IN (
+                SELECT line FROM (SELECT line, row_number() OVER (PARTITION BY {same} ORDER BY line) AS copy
+                                  FROM import_good WHERE cause IS NULL) WHERE copy > 1)"""
+            )
         if self.had_peaks or self.sources:
             self.catalog.execute(
                 f"UPDATE import_good SET cause = 'already_stored' WHERE cause IS NULL"
                 f" AND ({same}) IN (SELECT ({same}) FROM {self.table})"
             )
-        for cause, count in self.catalog.rows(
-            "SELECT cause, count(*) FROM import_good WHERE cause IS NOT NULL GROUP BY cause ORDER BY cause"
-        ):
-            dropped[str(cause)] = int(count)
 
     def _count(self, condition: str) -> int:
         table = "import_good" if condition == "cause IS NULL" else "import_rows"

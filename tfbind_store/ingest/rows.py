@@ -6,7 +6,8 @@ c5, cause. ``cause`` is NULL where the row is good. Lines are numbered in the cl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
 from typing import NamedTuple
 
 from tfbind_store.catalog import Catalog
@@ -15,6 +16,7 @@ from tfbind_store.ingest.sources import first_row, in_words, some
 from tfbind_store.peaks import GOOD_ROW_SQL, CleanFile, first_bad_line, source_line
 
 N_COLUMNS = 10
+MAX_FAST_COLUMNS = 30
 
 
 class Placed(NamedTuple):
@@ -32,31 +34,54 @@ def place_rows(catalog: Catalog, clean: CleanFile, *, drop: Collection[str], nee
     PeakFileError
         With the count of each cause and the first line that has it.
     """
-    columns = {f"c{place}": "VARCHAR" for place in range(1, N_COLUMNS + 1)}
-    catalog.read_delimited(clean.copy, columns, "import_lines", skip_prefixes=())
     named = " AND c4 IS NOT NULL AND trim(c4) <> ''" if needs_name else ""
     n_fields = max(clean.format.min_columns, 4 if needs_name else 3)
-    catalog.execute(
-        f"""
-        CREATE OR REPLACE TEMP TABLE import_rows AS
-        SELECT line, chrom_name, c.chrom_id, start_bp, end_bp, {clean.format.summit_sql()} AS summit_bp,
-               {clean.format.score_sql()} AS score, c4 AS name, c5,
-               CASE WHEN NOT good THEN 'bad_line' WHEN c.chrom_id IS NULL THEN 'unknown_chromosome'
-                    WHEN end_bp > c.length_bp THEN 'beyond_end' END AS cause
-        FROM (SELECT *, c1 AS chrom_name, try_cast(c2 AS BIGINT) AS start_bp, try_cast(c3 AS BIGINT) AS end_bp,
-                     coalesce({GOOD_ROW_SQL}, false) AND n_fields >= {n_fields}{named} AS good
-              FROM import_lines) AS l
-        LEFT JOIN (SELECT chrom AS known_name, chrom_id, length_bp FROM data.chromosomes
-                   UNION ALL
-                   SELECT alias, chrom_id, length_bp FROM data.chromosome_aliases JOIN data.chromosomes USING (chrom_id)
-                  ) AS c ON l.chrom_name = c.known_name"""
-    )
-    catalog.execute("DROP TABLE import_lines")
+    with _lines(catalog, clean) as (lines, params):
+        catalog.execute(
+            f"""
+            CREATE OR REPLACE TEMP TABLE import_rows AS
+            SELECT line, chrom_name, c.chrom_id, start_bp, end_bp, {clean.format.summit_sql()} AS summit_bp,
+                   {clean.format.score_sql()} AS score, c4 AS name, c5,
+                   CASE WHEN NOT good THEN 'bad_line' WHEN c.chrom_id IS NULL THEN 'unknown_chromosome'
+                        WHEN end_bp > c.length_bp THEN 'beyond_end' END AS cause
+            FROM (SELECT *, c1 AS chrom_name, try_cast(c2 AS BIGINT) AS start_bp, try_cast(c3 AS BIGINT) AS end_bp,
+                         coalesce({GOOD_ROW_SQL}, false) AND n_fields >= {n_fields}{named} AS good
+                  FROM {lines}) AS l
+            LEFT JOIN (SELECT chrom AS known_name, chrom_id, length_bp FROM data.chromosomes
+                       UNION ALL SELECT alias, chrom_id, length_bp
+                       FROM data.chromosome_aliases JOIN data.chromosomes USING (chrom_id)
+                      ) AS c ON l.chrom_name = c.known_name""",
+            params,
+        )
     bad = _causes(catalog)
     refused = {cause: count for cause, count in bad.items() if cause not in drop}
     if refused:
         raise _refusal(catalog, clean, refused, needs_name=needs_name)
     return Placed(clean.n_rows, bad)
+
+
+@contextlib.contextmanager
+def _lines(catalog: Catalog, clean: CleanFile) -> Iterator[tuple[str, list[str]]]:
+    """Give SQL, with its parameters, that reads the clean copy as text columns c1 to c10 with line and n_fields.
+
+    Where all rows have one number of columns, DuckDB splits the lines itself, three times as fast; else each line is
+    split on its own, so that short and long ones can be told.
+    """
+    names = [f"c{place}" for place in range(1, max(N_COLUMNS, clean.n_columns) + 1)]
+    if clean.is_rectangular and clean.n_columns <= MAX_FAST_COLUMNS:
+        own = ", ".join(f"'{name}': 'VARCHAR'" for name in names[: clean.n_columns])
+        absent = "".join(f", NULL::VARCHAR AS {name}" for name in names[clean.n_columns : N_COLUMNS])
+        yield (
+            f"(SELECT row_number() OVER () AS line, {clean.n_columns} AS n_fields, *{absent} FROM read_csv(?,"
+            " auto_detect=false, header=false, delim='\t', quote='', escape='', strict_mode=false,"
+            f" columns={{{own}}}))",
+            [str(clean.copy)],
+        )
+        return
+    columns = dict.fromkeys(names[:N_COLUMNS], "VARCHAR")
+    catalog.read_delimited(clean.copy, columns, "import_lines", skip_prefixes=())
+    yield "import_lines", []
+    catalog.execute("DROP TABLE import_lines")
 
 
 def _causes(catalog: Catalog) -> dict[str, int]:
