@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from tfbind_store import baselines
 from tfbind_store import config as configs
-from tfbind_store.catalog import Catalog, Columns
+from tfbind_store.catalog import Catalog
+from tfbind_store.columns import Columns
 from tfbind_store.errors import ConfigError, SelectionError
 from tfbind_store.feed import Experiments
 from tfbind_store.heads.checkpoint import write_atomically
@@ -159,13 +160,9 @@ def choose_groups(
 
 
 def _holdout(world: World, place: int, unseen_chrom: bool, trained: Mapping[str, set[str]]) -> str:
-    codes = (
-        np.array([int(unseen_chrom)]),
-        np.array([int(world.table["factor"][place] not in trained["factors"])]),
-        np.array([int(world.table["biotype"][place] not in trained["biotypes"])]),
-    )
-    found = splits.holdout_names(*codes)[0]
-    return found if isinstance(found, str) else splits.HOLDOUTS[int(found)]
+    unseen_factor = world.table["factor"][place] not in trained["factors"]
+    unseen_biotype = world.table["biotype"][place] not in trained["biotypes"]
+    return splits.HOLDOUTS[int(unseen_chrom) + 2 * int(unseen_factor) + 4 * int(unseen_biotype)]
 
 
 def _chosen_chroms(store: Store, names: Sequence[str]) -> list[str]:
@@ -183,11 +180,8 @@ def _chosen_experiments(world: World, tested: Sequence[str], factors: Sequence[s
     for factor in factors:
         if factor not in known:
             close = near_miss(factor, known)
-            raise ConfigError(
-                f"no factor {factor!r} in this store",
-                where="evaluate.factors",
-                fix=f"did you mean {close}?" * bool(close),
-            )
+            fix = f"did you mean {close}?" if close else ""
+            raise ConfigError(f"no factor {factor!r} in this store", where="evaluate.factors", fix=fix)
     wanted, names = set(factors), set(tested)
     return [
         place
@@ -250,9 +244,8 @@ def _predict(run: LoadedRun, world: World, group: Group, bins: Int64[np.ndarray,
     pairs = sorted(wanted)
     place_of = {pair: place for place, pair in enumerate(pairs)}
     own = np.array([place_of[pair] for pair in zip(*(c.tolist() for c in targets[1:]), strict=True)])
-    near = np.array(
-        [place_of.get((int(f), int(b)), -1) for f, b in zip(nearest.factor_id, targets.biotype_id, strict=True)]
-    )
+    beside = zip(nearest.factor_id.tolist(), targets.biotype_id.tolist(), strict=True)
+    near = np.array([place_of.get(pair, -1) for pair in beside])
     weights = _mean_weights(world, targets, pairs, trained)
     ids = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     parts: list[_Predictions] = []
@@ -267,9 +260,8 @@ def _mean_weights(
 ) -> Float32[np.ndarray, "p e"]:
     """Return the weights of a mean over training factors in the target's biotype, its own kin left out."""
     weights = np.zeros((len(pairs), len(targets.factor_id)), dtype=np.float32)
-    for column, (factor, biotype) in enumerate(
-        zip(targets.factor_id.tolist(), targets.biotype_id.tolist(), strict=True)
-    ):
+    asked = zip(targets.factor_id.tolist(), targets.biotype_id.tolist(), strict=True)
+    for column, (factor, biotype) in enumerate(asked):
         genes = world.proteins[factor].genes
         counted = [
             place

@@ -123,13 +123,14 @@ class PairSource:
         self.store, self.arrays = store, arrays
         self.device = device or torch.device("cpu")
         self._proteins = FactorProteins(store, arrays.proteins)
+        self._contexts: dict[int, Float32[np.ndarray, " t"]] = {}
 
     def inputs(self, factor_ids: Int64[np.ndarray, " p"], biotype_ids: Int64[np.ndarray, " p"]) -> Batch[Tensor]:
         """Return a batch without DNA whose pair i is factor i in biotype i."""
         factors, factor_index = np.unique(factor_ids, return_inverse=True)
         biotypes, context_index = np.unique(biotype_ids, return_inverse=True)
         protein, mask, subunit = self._proteins.get(factors)
-        context = np.asarray(self.store.contexts(self.arrays.contexts, biotypes), dtype=np.float32)
+        context = self._context(biotypes)
         n_pairs, nothing = len(factor_index), np.empty((0, 0), dtype=np.float32)
         batch: Batch[np.ndarray] = Batch(
             dna=nothing,
@@ -145,6 +146,14 @@ class PairSource:
             rows=np.arange(n_pairs, dtype=np.int64),
         )
         return to_torch(batch, self.device)
+
+    def _context(self, biotypes: Int64[np.ndarray, " c"]) -> Float32[np.ndarray, "c t"]:
+        """Return the contexts of biotypes; each is looked up in the catalog once."""
+        new = np.array([biotype for biotype in biotypes.tolist() if biotype not in self._contexts], dtype=np.int64)
+        if len(new):
+            found = np.asarray(self.store.contexts(self.arrays.contexts, new), dtype=np.float32)
+            self._contexts.update(zip(new.tolist(), found, strict=True))
+        return np.stack([self._contexts[biotype] for biotype in biotypes.tolist()])
 
     @torch.inference_mode()
     def encode(

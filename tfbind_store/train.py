@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from tfbind_store import config as configs
 from tfbind_store.errors import ConfigError, TrainingError
-from tfbind_store.feed import DenseFeed, Experiments, PairSource, choose_arrays, labels_of, permuted, prefetch, to_torch
+from tfbind_store.feed import DenseFeed, prefetch, to_torch
 from tfbind_store.heads import (
     CheckpointHeader,
     Geometry,
@@ -41,10 +41,7 @@ from tfbind_store.heads import (
     save_checkpoint,
 )
 from tfbind_store.heads.state import RunState, load_state, save_state
-from tfbind_store.metrics import score_binary
-from tfbind_store.query import rows
-from tfbind_store.query.labels import Truth
-from tfbind_store.query.loader import Arrays, Loader
+from tfbind_store.query.loader import Loader
 from tfbind_store.query.selection import Selection
 from tfbind_store.store import Store
 
@@ -130,27 +127,6 @@ class TrainResult(NamedTuple):
     was_resumed: bool
 
 
-class Material(NamedTuple):
-    """What a selection gives to training and validation."""
-
-    store: Store
-    selection: Selection
-    arrays: Arrays
-    source: PairSource
-    truth: Truth
-    training: Experiments
-    train_bins: np.ndarray
-    valid: Validation | None
-
-
-class Validation(NamedTuple):
-    """Bins and experiments of the validation part; labels of other cells are NaN."""
-
-    experiments: Experiments
-    bins: np.ndarray
-    labels: np.ndarray
-
-
 def train_head(
     store: Store,
     selection_name: str,
@@ -189,58 +165,6 @@ def train_head(
     seconds = time.monotonic() - started
     _log.info("run %s: %d steps in %.0f s, %s", run_name, trainer.state.step, seconds, trainer.state.best)
     return TrainResult(path, trainer.state.step, dict(trainer.state.best), seconds, was_resumed)
-
-
-def gather_material(store: Store, selection: Selection, config: TrainConfig) -> Material:
-    """Read what a selection says may be trained on and what validates."""
-    arrays = choose_arrays(store, windows=config.windows, proteins=config.proteins, contexts=config.contexts)
-    with store.reader() as catalog:
-        evidence = rows.gather(store, catalog)
-    if config.permute_labels:
-        evidence = evidence._replace(peaks=permuted(evidence.peaks, store.tiling.lengths_bp, seed=config.seed))
-    truth = evidence.truth(selection.config.choices().rule)
-    table = evidence.experiments
-    every = Experiments(*(table[name].astype(np.int64) for name in Experiments._fields))
-    trained = set(selection.trained_on["experiments"])
-    training = np.flatnonzero(np.array([name in trained for name in table["experiment"].tolist()], dtype=bool))
-    embedded = store.array(arrays.windows)
-    chroms = [store.tiling.chrom_index[chrom] for chrom in selection.trained_on["chromosomes"]]
-    bins = np.concatenate([store.tiling.global_bins(chrom) for chrom in chroms])
-    bins = bins[embedded.is_ok(bins // store.grid.n_bins) & truth.scorable[bins]]
-    source = PairSource(store, arrays, pick_device(config.device))
-    valid = _validation(store, selection, truth, every, embedded.is_ok, config)
-    return Material(store, selection, arrays, source, truth, every.take(training), bins, valid)
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the device called `name`; ``auto`` is CUDA where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError("no CUDA device on this machine", where="device", fix="use --device cpu")
-    return torch.device(name)
-
-
-def _validation(
-    store: Store, selection: Selection, truth: Truth, every: Experiments, is_ok: Any, config: TrainConfig
-) -> Validation | None:
-    """Return the cells (chromosome x experiment) that hold validation rows."""
-    table = selection.columns("valid", names=("window", "experiment"))
-    if not table.n:
-        return None
-    chrom = store.tiling.window_chrom(table["window"].astype(np.int64))
-    cells = np.unique(np.stack([chrom, table["experiment"].astype(np.int64)]), axis=1)
-    places = np.searchsorted(every.experiment_id, np.unique(cells[1]))
-    experiments = every.take(places)
-    bins = np.concatenate([store.tiling.global_bins(int(number)) for number in np.unique(cells[0])])
-    bins = bins[is_ok(bins // store.grid.n_bins) & truth.scorable[bins]]
-    if len(bins) > config.max_valid_bins:
-        bins = bins[np.linspace(0, len(bins) - 1, config.max_valid_bins).astype(np.int64)]
-    labels = labels_of(truth, experiments, bins)
-    allowed = np.zeros((len(store.tiling.chroms), len(places)), dtype=bool)
-    allowed[cells[0], np.searchsorted(experiments.experiment_id, cells[1])] = True
-    labels[~allowed[store.tiling.window_chrom(bins // store.grid.n_bins)]] = np.nan
-    return Validation(experiments, bins, labels)
 
 
 def _prepare_folder(store: Store, selection: Selection, config: TrainConfig, name: str, *, overwrite: bool) -> Path:
@@ -430,34 +354,6 @@ class _Trainer:
             train=configs.to_mapping(self.config),
             metrics=_finite(self.state.best),
         )
-
-
-@torch.inference_mode()
-def validate(head: Head, material: Material, config: TrainConfig) -> dict[str, float]:
-    """Return loss and median scores over all validation cells; empty where there are none."""
-    valid = material.valid
-    if valid is None or not len(valid.bins):
-        return {}
-    head.eval()
-    device = material.source.device
-    pairs = material.source.encode(head, valid.experiments.factor_id, valid.experiments.biotype_id)
-    array = material.store.array(material.arrays.windows)
-    parts, losses = [], 0.0
-    for at in range(0, len(valid.bins), 4096):
-        dna = torch.from_numpy(array.gather_bins(valid.bins[at : at + 4096], 1)[:, 0]).to(device)
-        logits = head.score_pairs(dna, pairs)
-        labels = torch.from_numpy(valid.labels[at : at + 4096]).to(device)
-        losses += float(cell_losses(config.loss, logits, labels).sum().item())
-        parts.append(logits.cpu().numpy())
-    scores = np.concatenate(parts)
-    n_labelled = int((~np.isnan(valid.labels)).sum())
-    per_pair = [score_binary(valid.labels[:, place], scores[:, place]) for place in range(scores.shape[1])]
-    found = [pair for pair in per_pair if pair.n_positive]
-    medians = {
-        f"valid_{name}": float(np.nanmedian([getattr(pair, name) for pair in found])) if found else float("nan")
-        for name in ("auroc", "auprc")
-    }
-    return {"valid_loss": losses / max(1, n_labelled), **medians}
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
