@@ -123,8 +123,9 @@ def _variants(
 
 def _errors(found: list[torch.Tensor], peer: list[torch.Tensor]) -> tuple[float, float]:
     """Return the worst window's relative RMS and the largest difference anywhere."""
-    rms = [float((a - b).double().pow(2).mean().sqrt() / b.double().pow(2).mean().sqrt()) for a, b in zip(found, peer)]
-    return max(rms), max(float((a - b).abs().max()) for a, b in zip(found, peer, strict=True))
+    pairs = list(zip(found, peer, strict=True))
+    rms = [float((a - b).double().pow(2).mean().sqrt() / b.double().pow(2).mean().sqrt()) for a, b in pairs]
+    return max(rms), max(float((a - b).abs().max()) for a, b in pairs)
 
 
 def _row(

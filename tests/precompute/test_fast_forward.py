@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.precompute.fast_models import one_hot, random_enformer, relative_rms
+from tests.precompute.fast_models import random_enformer, relative_rms
+from tfbind_store.precompute.enformer import one_hot
 from tfbind_store.precompute.fast_forward import FastTrunk
 
 EXACT = 2e-6
@@ -20,7 +21,7 @@ def _codes(length: int, *, seed: int = 0, pieces: int = 1) -> torch.Tensor:
 
 @torch.inference_mode()
 def _plain(model: torch.nn.Module, codes: torch.Tensor, keep: slice) -> torch.Tensor:
-    return model(one_hot(codes), return_only_embeddings=True)[:, keep]
+    return model(one_hot(codes.numpy()), return_only_embeddings=True)[:, keep]
 
 
 @pytest.mark.parametrize("onednn", [True, False])

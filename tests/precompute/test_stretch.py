@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.precompute.fast_models import one_hot, random_enformer, relative_rms
+from tests.precompute.fast_models import random_enformer, relative_rms
 from tfbind_store.errors import LocusError
+from tfbind_store.precompute.enformer import one_hot
 from tfbind_store.precompute.fast_forward import FastTrunk
 from tfbind_store.precompute.stretch import Run, embed_run, fits
 
@@ -36,7 +37,7 @@ def _alone(run: Run, read: Callable[[int, int], np.ndarray]) -> torch.Tensor:
     starts = [run.start_bp + i * run.stride_bp for i in range(run.n_windows)]
     codes = torch.from_numpy(np.stack([read(start, start + run.window_bp) for start in starts]))
     with torch.inference_mode():
-        return MODEL(one_hot(codes), return_only_embeddings=True)[:, run.keep]
+        return MODEL(one_hot(codes.numpy()), return_only_embeddings=True)[:, run.keep]
 
 
 @pytest.mark.parametrize("batch_windows", [1, 3])

@@ -1,15 +1,17 @@
-"""The Enformer trunk as an embedder: plain, batched, float32; the same numbers as enformer-pytorch's own forward.
+"""The Enformer trunk as an embedder: the same numbers as enformer-pytorch's own forward, with a fraction of the work.
 
-Every window is read by itself (sharing between neighbours is a later matter). N is all zeros, positions outside the
-chromosome are 0.25 in each channel, the centre bins are kept. Weights come from a hub id, a folder, or architecture
-and seed. Reading and writing trunk folders is in ``trunk_files``.
+On a CPU, windows that follow each other share one pass of the convolutions (``stretch``), and the layers run as
+``fast_forward`` has them; on other devices every window is read by itself, in batches. N is all zeros, positions
+outside the chromosome are 0.25 in each channel, the centre bins are kept. Weights come from a hub id, a folder, or
+architecture and seed. Reading and writing trunk folders is in ``trunk_files``.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -20,8 +22,10 @@ from jaxtyping import Float, UInt8
 from torch import nn
 
 from tfbind_store.errors import ConfigError, SpecError
-from tfbind_store.loci import Grid, Tiling
+from tfbind_store.loci import Grid, Locus, Tiling
 from tfbind_store.precompute.embedder import Codes, TrunkGeometry, WindowEmbedding, batches, read_options
+from tfbind_store.precompute.fast_forward import FastTrunk
+from tfbind_store.precompute.stretch import CodesReader, Run, embed_run
 from tfbind_store.precompute.trunk_files import (
     CONFIG_FILE,
     DOUBLED,
@@ -58,12 +62,14 @@ GAMMA_BINS = 1536
 """enformer-pytorch's stored gamma features exist for this many bins only."""
 Tap = Literal["trunk", "transformer"]
 Strand = Literal["forward", "reverse", "mean"]
+Precision = Literal["float32", "bfloat16"]
 CODE_ROWS = np.vstack([np.eye(4), np.zeros((1, 4)), np.full((1, 4), 0.25)]).astype(np.float32)
 """One row per code: A, C, G, T, N, outside the chromosome; as ``seq_indices_to_one_hot`` has them."""
 COMPLEMENT = np.array([3, 2, 1, 0, 4, 5], dtype=np.uint8)
 ACTIVATIONS_PER_BATCH = 2**26
 """Numbers in the stem's widest layer that one batch may hold (256 MiB in float32), where no batch size is given."""
 MAX_BATCH = 16
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CONV_GAIN = 1.15
 """Of a random trunk: 1.0 fades the input out (bins differ by 0.02), 1.4 blows it up (values of 80)."""
 
@@ -93,6 +99,8 @@ class EnformerOptions:
     dim_divisible_by: int = 16
     seed: int = 0
     """Of a random trunk's weights."""
+    precision: Precision = "float32"
+    """Of the matrix products: bfloat16 is 1.5x to 3x faster where the processor has it, and 1 % off."""
     batch_size: int | None = None
     """Windows per forward pass; None chooses by size. Changes speed only."""
     device: str = "auto"
@@ -130,7 +138,12 @@ def from_options(options: Mapping[str, Any]) -> EnformerEmbedder:
         architecture = {name: getattr(choice, name) for name in names}
         trunk = random_trunk({**architecture, "use_tf_gamma": bool(choice.use_tf_gamma)}, seed=choice.seed)
     return EnformerEmbedder(
-        trunk, tap=choice.tap, strand=choice.strand, batch_size=choice.batch_size, device=choice.device
+        trunk,
+        tap=choice.tap,
+        strand=choice.strand,
+        precision=choice.precision,
+        batch_size=choice.batch_size,
+        device=choice.device,
     )
 
 
@@ -141,7 +154,7 @@ class EnformerEmbedder:
     ----------
     trunk
         Model and card, as `load_trunk` or `random_trunk` give them.
-    tap, strand, batch_size, device
+    tap, strand, precision, batch_size, device
         As in `EnformerOptions`.
     """
 
@@ -151,6 +164,7 @@ class EnformerEmbedder:
         *,
         tap: Tap = "trunk",
         strand: Strand = "forward",
+        precision: Precision = "float32",
         batch_size: int | None = None,
         device: str = "auto",
     ) -> None:
@@ -159,6 +173,7 @@ class EnformerEmbedder:
         self.card = trunk.card
         self.tap: Tap = tap
         self.strand: Strand = strand
+        self.precision: Precision = precision
         self.batch_size = batch_size
         self._digest = weights_digest(self.model.state_dict(), skip=(DOUBLED, HEADS))
 
@@ -191,7 +206,7 @@ class EnformerEmbedder:
             "crop": "centre",
             "n_policy": "zeros",
             "pad_policy": "quarter",
-            "matmul": "float32",
+            "matmul": self.precision,
             "trained_on": self.card.trained_on_json,
         }
         return EmbeddingSpec(
@@ -203,17 +218,59 @@ class EnformerEmbedder:
             genome=genome_digest,
         )
 
+    @cached_property
+    def fast(self) -> FastTrunk:
+        """The trunk's weights, laid out for the fast forward."""
+        return FastTrunk(self.model, dtype=DTYPES[self.precision])
+
     def embed(self, windows: Sequence[int], codes: Codes, tiling: Tiling) -> Iterator[WindowEmbedding]:
-        """Yield the kept bins of each window, batch by batch."""
+        """Yield the kept bins of each window; those that follow each other share the convolutions."""
         self.geometry.require_fits(tiling.grid, where="enformer")
         size = self.batch_size or self._usual_batch(tiling.grid.window_bp)
-        for batch in batches(windows, size):
-            values = self._forward(np.stack([codes(tiling.read(window)) for window in batch]), tiling.grid.n_bins)
-            for window, kept in zip(batch, values.cpu().numpy(), strict=True):
-                yield WindowEmbedding(window, kept)
+        if self.device.type != "cpu":
+            for batch in batches(windows, size):
+                values = self._forward(np.stack([codes(tiling.read(window)) for window in batch]), tiling.grid.n_bins)
+                for window, kept in zip(batch, values.float().cpu().numpy(), strict=True):
+                    yield WindowEmbedding(window, kept)
+            return
+        for neighbours in consecutive(windows, tiling, at_most=None if self.strand == "forward" else MAX_BATCH):
+            for window, kept in zip(neighbours, self._run(neighbours, codes, tiling, size), strict=True):
+                yield WindowEmbedding(window, kept.float().numpy())
+
+    def _run(self, windows: Sequence[int], codes: Codes, tiling: Tiling, size: int) -> Iterable[torch.Tensor]:
+        """Embed neighbouring windows of one chromosome by the fast forward."""
+        grid = tiling.grid
+        chrom, start, _ = tiling.read(windows[0])
+        crop = (grid.window_bp - grid.stride_bp) // 2 // grid.bin_bp
+        run = Run(
+            start_bp=start,
+            n_windows=len(windows),
+            window_bp=grid.window_bp,
+            stride_bp=grid.stride_bp,
+            keep=slice(crop, crop + grid.n_bins),
+        )
+        ends = 2 * start + (len(windows) - 1) * grid.stride_bp + grid.window_bp
+
+        def forward(begin: int, end: int) -> UInt8[np.ndarray, " bp"]:
+            return codes(Locus(chrom, begin, end))
+
+        def backward(begin: int, end: int) -> UInt8[np.ndarray, " bp"]:
+            (other_strand,) = reverse_complement(codes(Locus(chrom, ends - end, ends - begin))[None])
+            return np.asarray(other_strand, dtype=np.uint8)
+
+        def strand(read: CodesReader) -> Iterator[torch.Tensor]:
+            return embed_run(self.fast, run, read, batch_windows=size, final=self.tap == "trunk")
+
+        if self.strand == "forward":
+            return strand(forward)
+        flipped = [kept.flip(0) for kept in strand(backward)][::-1]
+        if self.strand == "reverse":
+            return flipped
+        return [(ahead + back) / 2 for ahead, back in zip(strand(forward), flipped, strict=True)]
 
     def _forward(self, codes: UInt8[np.ndarray, "b bp"], n_bins: int) -> Float[torch.Tensor, "b n_bins dim"]:
-        with torch.inference_mode(), exact_float32(self.device):
+        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        with torch.inference_mode(), exact_float32(self.device), half:
             if self.strand == "forward":
                 return self._strand(codes, n_bins)
             backward = self._strand(reverse_complement(codes), n_bins).flip(1)
@@ -227,6 +284,27 @@ class EnformerEmbedder:
     def _usual_batch(self, window_bp: int) -> int:
         widest = window_bp * int(self.model.config.dim) // 2
         return min(MAX_BATCH, max(1, ACTIVATIONS_PER_BATCH // widest))
+
+
+def consecutive(windows: Sequence[int], tiling: Tiling, *, at_most: int | None = None) -> Iterator[list[int]]:
+    """Cut a list of windows where the next is not the right-hand neighbour, or the run holds `at_most`.
+
+    Examples
+    --------
+    >>> tiling = Tiling.over(Grid(window_bp=12, n_bins=2, bin_bp=4), {"a": 24, "b": 24})
+    >>> list(consecutive([0, 1, 2, 3, 5, 4], tiling))
+    [[0, 1, 2], [3], [5], [4]]
+    """
+    run: list[int] = []
+    chroms = tiling.window_chrom(windows)
+    for place, window in enumerate(windows):
+        follows = run and window == run[-1] + 1 and chroms[place] == chroms[place - 1]
+        if run and (not follows or len(run) == at_most):
+            yield run
+            run = []
+        run.append(int(window))
+    if run:
+        yield run
 
 
 def one_hot(codes: UInt8[np.ndarray, "b bp"]) -> Float[torch.Tensor, "b bp 4"]:

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from enformer_pytorch.modeling_enformer import AttentionPool, get_positional_embed
+from enformer_pytorch.modeling_enformer import get_positional_embed
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+from torch.nn import functional
 
 from tfbind_store.precompute.packed import CookToom, PackedLinear, product
 
@@ -54,7 +54,7 @@ class Activation:
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the activation of ``x`` [..., c], into `out` if given."""
         y = torch.addcmul(self.offset, x, self.scale, out=out)
-        return F.silu(y, inplace=True)
+        return functional.silu(y, inplace=True)
 
     def to(self, dtype: torch.dtype) -> Activation:
         """Cast in place."""
@@ -65,9 +65,7 @@ class Activation:
 class ResidualPool:
     """What follows every convolution: a residual 1x1 block, then pooling of neighbours by attention."""
 
-    def __init__(
-        self, residual: nn.Module, pool: AttentionPool, *, bias: Tensor, dtype: torch.dtype, onednn: bool
-    ) -> None:
+    def __init__(self, residual: Any, pool: Any, *, bias: Tensor, dtype: torch.dtype, onednn: bool) -> None:
         """Take enformer-pytorch's modules; `bias` is the convolution's own, added here once for all."""
         norm, _, conv = residual.fn
         self.activation = Activation(norm, shift=bias).to(dtype)
@@ -89,7 +87,7 @@ class ResidualPool:
 class Stem:
     """Bases to channels: kernel-15 convolution, residual block, pooling."""
 
-    def __init__(self, stem: nn.Sequential, *, dtype: torch.dtype, onednn: bool) -> None:
+    def __init__(self, stem: Any, *, dtype: torch.dtype, onednn: bool) -> None:
         conv, residual, pool = stem
         self.kernel = conv.kernel_size[0]
         self.width = conv.out_channels
@@ -105,7 +103,7 @@ class Stem:
         """Read codes as if zeros lay on both sides."""
         b, length = codes.shape
         half = self.kernel // 2
-        padded = F.pad(codes, (half, half), value=N_CODE)
+        padded = functional.pad(codes, (half, half), value=N_CODE)
         out = self.table.new_empty(b, length // 2, self.width)
         step = _rows_per_block(self.width, b, out.element_size())
         for start in range(0, length, step):
@@ -121,7 +119,7 @@ class Stem:
 class TowerLevel:
     """One level of the tower: kernel-5 convolution, residual block, pooling; half the rows come out."""
 
-    def __init__(self, level: nn.Sequential, *, dtype: torch.dtype, onednn: bool, cook_toom: bool) -> None:
+    def __init__(self, level: Any, *, dtype: torch.dtype, onednn: bool, cook_toom: bool) -> None:
         block, residual, pool = level
         norm, _, conv = block
         self.activation = Activation(norm).to(dtype)
@@ -188,7 +186,7 @@ class TowerLevel:
         rows = x.new_empty(b, stop - start + 2 * self.half, c)
         self._padded(x, start, stop, rows)
         image = rows[:, None].permute(0, 3, 1, 2)  # [b, c, 1, rows], channels last in memory
-        y = F.conv2d(image, self.weight).permute(0, 2, 3, 1).reshape(-1, self.width)
+        y = functional.conv2d(image, self.weight).permute(0, 2, 3, 1).reshape(-1, self.width)
         pairs = self.tail.residual_block(y).view(b, (stop - start) // 2, 2, self.width)
         self.tail.pool(pairs[:, :, 0], pairs[:, :, 1], out)
 
@@ -196,7 +194,7 @@ class TowerLevel:
 class TransformerBlock:
     """Attention with relative positions and a feed-forward, both residual."""
 
-    def __init__(self, block: nn.Sequential, *, dtype: torch.dtype, onednn: bool) -> None:
+    def __init__(self, block: Any, *, dtype: torch.dtype, onednn: bool) -> None:
         norm, attention, _ = block[0].fn
         self.onednn = onednn
         self.norm = _layer_norm(norm, dtype)
@@ -225,7 +223,7 @@ class TransformerBlock:
             positions = get_positional_embed(
                 n, a.num_rel_pos_features, a.to_rel_k.weight.device, use_tf_gamma=a.use_tf_gamma, dtype=torch.float32
             )
-            keys = F.linear(positions, a.to_rel_k.weight.float())
+            keys = functional.linear(positions, a.to_rel_k.weight.float())
             self._relative_keys[n] = keys.unflatten(1, (self.heads, -1)).transpose(0, 1).to(self.dtype).contiguous()
         return self._relative_keys[n]
 
@@ -301,7 +299,7 @@ class FastTrunk:
     dtype
         float32, or bfloat16 where the CPU has AVX512-BF16 or AMX.
     onednn
-        False keeps to plain ``F.linear`` (to compare with the same BLAS).
+        False keeps to plain ``functional.linear`` (to compare with the same BLAS).
     """
 
     def __init__(self, model: Any, *, dtype: torch.dtype = torch.float32, onednn: bool = True) -> None:

@@ -2,20 +2,26 @@
 
 Activations are rows of channels (channels last). On CPUs the products go to oneDNN, which is 2.3x faster than the BLAS
 that torch calls on AMD machines and fuses the sigmoid, ReLU or addition that follows; elsewhere, and where this build
-of torch lacks the operator, they are plain ``F.linear``. Nothing here knows what a window is.
+of torch lacks the operator, they are plain ``functional.linear``. Nothing here knows what a window is.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 
 Unary = Literal["none", "relu", "sigmoid", "swish"]
 
-_PLAIN = {"none": lambda x: x, "relu": F.relu_, "sigmoid": Tensor.sigmoid_, "swish": lambda x: F.silu(x, inplace=True)}
+_PLAIN: dict[Unary, Callable[[Tensor], Tensor]] = {
+    "none": lambda x: x,
+    "relu": functional.relu_,
+    "sigmoid": Tensor.sigmoid_,
+    "swish": lambda x: functional.silu(x, inplace=True),
+}
 
 
 def onednn_available() -> bool:
@@ -36,7 +42,7 @@ class PackedLinear:
     bias
         [out] or None.
     onednn
-        Use the fused oneDNN operator; False gives the same numbers to rounding through ``F.linear``.
+        Use the fused oneDNN operator; False gives the same numbers to rounding through ``functional.linear``.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, *, onednn: bool = True) -> None:
@@ -49,21 +55,21 @@ class PackedLinear:
     def __call__(self, x: Tensor, unary: Unary = "none") -> Tensor:
         """Return ``unary(x @ weight.T + bias)``, [..., in] -> [..., out]."""
         if self.onednn:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, unary, [], "")
-        return _PLAIN[unary](F.linear(x, self.weight, self.bias))
+            return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, unary, [], ""))
+        return _PLAIN[unary](functional.linear(x, self.weight, self.bias))
 
     def add(self, x: Tensor, other: Tensor) -> Tensor:
         """Return ``other + x @ weight.T + bias`` as a new tensor."""
         if self.onednn:
-            return torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "add")
-        return F.linear(x, self.weight, self.bias).add_(other)
+            return cast(Tensor, torch.ops.mkldnn._linear_pointwise.binary(x, other, self.weight, self.bias, "add"))
+        return functional.linear(x, self.weight, self.bias).add_(other)
 
 
 def product(x: Tensor, weight: Tensor, *, onednn: bool) -> Tensor:
     """Return ``x @ weight.T`` for a weight that is used once (keys and values of attention), [r, in] -> [r, out]."""
     if onednn and x.device.type == "cpu" and onednn_available():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-    return F.linear(x, weight)
+        return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], ""))
+    return functional.linear(x, weight)
 
 
 class CookToom:
