@@ -91,6 +91,22 @@ def test_the_examples_of_the_helps_run(ran: dict[str, Result], example: str) -> 
         json.loads(result.stdout)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_demo_runs_and_will_not_remove_what_is_not_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo-store").mkdir()
+    (tmp_path / "demo-store" / "mine.txt").write_text("mine")
+    refused = CliRunner().invoke(main, ["demo", "demo-store", "--overwrite"])
+    assert refused.exit_code == 1
+    assert (tmp_path / "demo-store" / "mine.txt").exists()
+    (tmp_path / "demo-store" / "mine.txt").unlink()
+    result = CliRunner().invoke(main, ["demo", "demo-store"])
+    assert result.exit_code == 0, result.output
+    assert "unseen factor" in result.stdout
+    assert "report.html" in result.stdout
+
+
 def failing(error: BaseException) -> Result:
     """Run a command that raises `error`."""
 

@@ -78,10 +78,11 @@ def tree() -> set[str]:
         indent = len(line) - len(line.lstrip())
         while folders[-1][0] >= indent:
             folders.pop()
-        for name in re.split(r" {2,}", line.strip())[0].split():
-            paths.add(folders[-1][1] + name)
-            if name.endswith("/"):
-                folders.append((indent, folders[-1][1] + name))
+        names = re.split(r" {2,}", line.strip())[0].split()
+        parent = folders[-1][1]
+        paths.update(parent + name for name in names)
+        if len(names) == 1 and names[0].endswith("/"):
+            folders.append((indent, parent + names[0]))
     return paths
 
 

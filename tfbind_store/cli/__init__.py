@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from tfbind_store import __version__
-from tfbind_store.cli import doctor, embedding, importing, learning, selecting, stores
+from tfbind_store.cli import doctor, embedding, importing, learning, running, selecting, stores
 from tfbind_store.cli.frame import MainGroup
 
 
@@ -33,6 +33,7 @@ for command in (
     learning.train,
     learning.evaluate,
     learning.report,
+    running.demo,
     doctor.doctor,
 ):
     main.add_command(command)
