@@ -290,7 +290,7 @@ class _Trainer:
         if not loss.isfinite():
             raise TrainingError(f"loss is {loss.item()} at step {self.step}", where=str(stretches[0]), fix="lower lr")
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         nn.utils.clip_grad_norm_(parameters, self.config.clip)
         self.optimizer.step()

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from tfbind_store import config as configs
 from tfbind_store.errors import ConfigError, TrainingError
-from tfbind_store.feed import DenseFeed, prefetch, to_torch
+from tfbind_store.feed import DenseFeed, choose_arrays, prefetch, to_torch
 from tfbind_store.heads import (
     CheckpointHeader,
     Geometry,
@@ -41,9 +41,11 @@ from tfbind_store.heads import (
     save_checkpoint,
 )
 from tfbind_store.heads.state import RunState, load_state, save_state
+from tfbind_store.precompute.weights import pick_device
 from tfbind_store.query.loader import Loader
 from tfbind_store.query.selection import Selection
 from tfbind_store.store import Store
+from tfbind_store.train_material import Material, gather_material, validate
 
 HEAD_FILE, STATE_FILE, CONFIG_FILE = "head.safetensors", "state.safetensors", "config.toml"
 _log = logging.getLogger(__name__)
@@ -154,7 +156,17 @@ def train_head(
     config = config or TrainConfig()
     selection = Selection.open(store, selection_name)
     path = _prepare_folder(store, selection, config, run_name, overwrite=overwrite)
-    material = gather_material(store, selection, config)
+    device = pick_device(config.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("no CUDA device on this machine", where="device", fix="train with --device cpu")
+    material = gather_material(
+        store,
+        selection,
+        choose_arrays(store, windows=config.windows, proteins=config.proteins, contexts=config.contexts),
+        device=device,
+        max_valid_bins=config.max_valid_bins,
+        permute_seed=config.seed if config.permute_labels else None,
+    )
     trainer = _Trainer(material, config, path)
     was_resumed = trainer.resume()
     started = time.monotonic()
@@ -288,7 +300,7 @@ class _Trainer:
                 f"loss is {loss.item()} at step {self.state.step}", where=f"batch {self.state.cursor}", fix="lower lr"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_([parameter for _, parameter in self.named], self.config.clip)
         self.optimizer.step()
         self.state.step += 1
@@ -322,7 +334,7 @@ class _Trainer:
 
     def _look(self) -> None:
         """Validate, log, and keep the head if it is the best so far."""
-        found = validate(self.head, self.material, self.config)
+        found = validate(self.head, self.material, self.config.loss)
         loss = float(np.mean(self.state.losses)) if self.state.losses else float("nan")
         self.state.losses.clear()
         self.head.train()
