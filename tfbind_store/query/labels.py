@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float32, Int8, Int64, Integer
 from tfbind_store.errors import ConfigError, SelectionError
 from tfbind_store.loci import Tiling
 from tfbind_store.query import reads
-from tfbind_store.query.stretches import Stretches, bin_spans, expand, member
+from tfbind_store.query.stretches import Stretches, bin_spans, distinct, expand, member
 from tfbind_store.store import Store
 
 NOT_LABELLED = -1
@@ -130,7 +130,7 @@ class Truth:
             spans = bin_spans(tiling, relaxed.chrom_id, relaxed.start_bp, relaxed.end_bp)
             base = np.searchsorted(ids, np.asarray(relaxed.experiment_id, np.int64)) * tiling.n_bins
             ambiguous = Stretches.merged(base + spans.first, base + spans.last)
-        keys = np.unique(place * tiling.n_bins + global_bin)
+        keys = distinct(place * tiling.n_bins + global_bin)
         return cls(tiling, rule, ids, keys, ambiguous, np.asarray(labelled, bool), np.asarray(scorable, bool))
 
     def place(self, experiment_ids: Integer[np.ndarray, " n"] | Sequence[int]) -> Int64[np.ndarray, " n"]:

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Int8, Int64
 from tfbind_store.errors import ConfigError
 from tfbind_store.query import draws
 from tfbind_store.query.ground import Ground
-from tfbind_store.query.stretches import member
+from tfbind_store.query.stretches import distinct, member
 
 ROUNDS = 8
 PROPOSALS_AT_ONCE = 2_000_000
@@ -89,7 +89,7 @@ def scoped_pools(ground: Ground, groups: Groups) -> Pools:
     part = ground.bin_part[bound]
     keep = part >= 0
     pool_of = index[place[keep]] * n_parts + part[keep]
-    keys = np.unique(pool_of * ground.truth.tiling.n_bins + bound[keep])
+    keys = distinct(pool_of * ground.truth.tiling.n_bins + bound[keep])
     pool, bins = np.divmod(keys, ground.truth.tiling.n_bins)
     offset = np.searchsorted(pool, np.arange(len(biotypes) * n_parts + 1))
     own = index[ground.truth.place(groups.experiment_id)] * n_parts + groups.part
@@ -179,7 +179,7 @@ class _Search:
         counts = np.bincount(owner[good], minlength=len(chunk))
         number = np.arange(len(good)) - np.repeat(np.cumsum(counts) - counts, counts)
         good = good[number < wanted[owner[good]]]
-        self.taken = np.union1d(self.taken, keys[good])
+        self.taken = distinct(self.taken, keys[good])
         return np.stack([chunk[owner[good]], anchor[good]])
 
     def _propose(

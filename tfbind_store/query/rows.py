@@ -20,6 +20,7 @@ from tfbind_store.query.ground import Ground, RowPlacer, make_ground
 from tfbind_store.query.labels import Intervals, LabelRule, Truth
 from tfbind_store.query.negatives import Groups, NegativeRule
 from tfbind_store.query.splits import Parts
+from tfbind_store.query.stretches import distinct
 from tfbind_store.store import Store
 
 KINDS = ("positive", "random", "scoped", "gc", "shifted")
@@ -230,7 +231,7 @@ def _with_negatives(
     for rule in choices.negatives:
         found = negatives.sample(ground, groups, rule, taken=taken)
         place = ground.truth.place(groups.experiment_id[found.group])
-        taken = np.union1d(taken, place * total + found.rows.anchor)
+        taken = distinct(taken, place * total + found.rows.anchor)
         experiments.append(place)
         bins.append(found.rows.anchor)
         kinds.append(np.full(len(place), KINDS.index(rule.kind), dtype=np.int8))

@@ -103,3 +103,15 @@ def member(numbers: Int64[np.ndarray, " n"], asked: Int64[np.ndarray, "..."]) ->
     found = np.searchsorted(numbers, asked)
     is_member: Bool[np.ndarray, "..."] = numbers[np.minimum(found, len(numbers) - 1)] == asked
     return is_member
+
+
+def distinct(*numbers: Int64[np.ndarray, "..."]) -> Int64[np.ndarray, " n"]:
+    """Return each number once, ascending.
+
+    By sorting: numpy's own ``unique`` hashes since 2.3, several times slower on the many millions of keys met here.
+    """
+    ordered = np.sort(np.concatenate([column.reshape(-1) for column in numbers]))
+    if len(ordered) == 0:
+        return ordered
+    once: Int64[np.ndarray, " n"] = ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
+    return once
