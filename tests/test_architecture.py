@@ -53,6 +53,7 @@ TORCH_ROOMS = {
     "finetune",
     "trunk_forward",
     "train",
+    "train_material",
     "evaluate",
     "baselines",
     "scoring",

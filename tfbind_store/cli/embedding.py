@@ -45,7 +45,7 @@ def embedder_options(function: Kept) -> Kept:
     return function
 
 
-@click.command(cls=Command, examples=["tfbind plan yeast.store windows --checkpoint trunk/"])
+@click.command(cls=Command, examples=["tfbind plan yeast.store windows --checkpoint trunk/ --chroms chrI,chrII"])
 @STORE
 @click.argument("what", type=click.Choice(["windows"]), default="windows")
 @embedder_options
@@ -97,7 +97,6 @@ def _plan_lines(planned: Plan, free: int) -> list[str]:
         "tfbind embed yeast.store windows --checkpoint trunk/",
         "tfbind embed yeast.store factors",
         "tfbind embed yeast.store contexts",
-        "tfbind embed yeast.store windows --embedder toy --name toy --chroms chrI",
     ],
 )
 @STORE
