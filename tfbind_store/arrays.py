@@ -320,9 +320,9 @@ class ShardedArray:
         bins_per_shard = self.layout.shard_rows * self._window_bins
         shard_ids, places = np.divmod(first, bins_per_shard)
         order = np.argsort(shard_ids, kind="stable")
-        bounds = np.flatnonzero(np.diff(shard_ids[order], prepend=-1))
-        for begin, end in zip(bounds, [*bounds[1:], len(order)], strict=True):
-            self._gather_shard(int(shard_ids[order[begin]]), order[begin:end], places, n_bins, out)
+        begins = np.flatnonzero(np.diff(shard_ids[order], prepend=-1))[1:]
+        for which in np.split(order, begins) if len(order) else ():
+            self._gather_shard(int(shard_ids[which[0]]), which, places, n_bins, out)
         return out
 
     def _gather_shard(

@@ -103,7 +103,7 @@ class Catalog:
 
     def execute(self, sql: str, params: Parameters = None) -> None:
         """Run one of our own statements."""
-        self._run(sql, params)
+        self.rows(sql, params)
 
     def columns(self, sql: str, params: Parameters = None) -> Columns:
         """Return the answer as numpy columns."""
@@ -117,8 +117,8 @@ class Catalog:
 
     def one(self, sql: str, params: Parameters = None) -> tuple[Any, ...] | None:
         """Return the first row of the answer, None where there is none."""
-        with _catalog_errors(self.path):
-            return self._run(sql, params).fetchone()
+        found = self.rows(sql, params)  # all of it: DuckDB 2 refuses other work while a result is unfinished
+        return found[0] if found else None
 
     def _run(self, sql: str, params: Parameters) -> duckdb.DuckDBPyConnection:
         with _catalog_errors(self.path):
@@ -157,7 +157,7 @@ class Catalog:
         if n_rows:
             with _catalog_errors(self.path), self.registered("incoming_rows", arrays):
                 verb = "INSERT OR REPLACE" if replace else "INSERT"
-                self._connection.execute(f"{verb} INTO {_name(table)} BY NAME SELECT * FROM incoming_rows")
+                self.execute(f"{verb} INTO {_name(table)} BY NAME SELECT * FROM incoming_rows")
         return n_rows
 
     @contextlib.contextmanager
@@ -211,7 +211,7 @@ class Catalog:
                   FROM (SELECT row_number() OVER () AS line, text FROM {source})
                   WHERE line > ? AND text IS NOT NULL AND trim(text) <> ''{skipped})"""
         try:
-            self._connection.execute(sql, [delimiter, str(path), skip_lines, *skip_prefixes])
+            self._connection.execute(sql, [delimiter, str(path), skip_lines, *skip_prefixes]).fetchall()
         except (duckdb.Error, UnicodeDecodeError) as error:
             raise _input_error(error, path) from error
         found = self.one(f"SELECT count(*) FROM {_name(into_table)}")
@@ -222,7 +222,7 @@ class Catalog:
     def to_parquet(self, sql: str, path: Path, params: Parameters = None) -> None:
         """Write a query's answer to a Parquet file, whole or not at all."""
         with _parquet_target(path) as temporary:
-            self._run(f"COPY ({sql}) TO {_literal(temporary)} (FORMAT parquet, COMPRESSION zstd)", params)
+            self.execute(f"COPY ({sql}) TO {_literal(temporary)} (FORMAT parquet, COMPRESSION zstd)", params)
 
     @staticmethod
     def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Columns:
