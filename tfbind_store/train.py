@@ -181,7 +181,7 @@ def train_head(
 
 def _prepare_folder(store: Store, selection: Selection, config: TrainConfig, name: str, *, overwrite: bool) -> Path:
     path = store.run_dir(name)
-    text = configs.to_toml(config) + f"\n[made_from]\nselection = {json.dumps(selection.name)}\n"
+    text = f"# selection: {selection.name}, rows {selection.info['rows_sha256']}\n{configs.to_toml(config)}"
     if overwrite:
         shutil.rmtree(path, ignore_errors=True)
     if (path / CONFIG_FILE).exists():
