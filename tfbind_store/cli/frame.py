@@ -147,14 +147,14 @@ def _last_own_frame(error: Exception) -> str:
 
 
 def _start_logging() -> None:
-    """Send the package's log to today's standard error, one plain line per message."""
+    """Send the package's warnings to today's standard error, one plain line each; -v sends the rest too."""
     logger = logging.getLogger(LOGGER_NAME)
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.WARNING)
     logger.propagate = False
 
 
@@ -165,6 +165,11 @@ def _is_verbose() -> bool:
 def _be_verbose(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value:
         logging.getLogger(LOGGER_NAME).setLevel(logging.DEBUG)
+
+
+def show_log_of(module: str) -> None:
+    """Show what `module` logs as it goes, for a command that runs for minutes."""
+    logging.getLogger(f"{LOGGER_NAME}.{module}").setLevel(logging.INFO)
 
 
 def _leave_on_sigterm() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tfbind_store.cli.frame import Command, emit, json_option
+from tfbind_store.cli.frame import Command, emit, json_option, show_log_of
 from tfbind_store.errors import StoreExists
 
 DEFAULT_FOLDER = Path("demo-store")
@@ -28,6 +28,7 @@ def demo(folder: Path, seed: int, overwrite: bool, as_json: bool) -> None:
 
     if overwrite:
         _remove_demo(folder)
+    show_log_of("demo")
     result = run_demo(folder, seed=seed)
     emit(result, demo_table(result), as_json=as_json)
 

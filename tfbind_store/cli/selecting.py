@@ -11,6 +11,8 @@ import click
 from tfbind_store.cli.frame import Command, configured, emit, json_option, key_values, listed, table
 from tfbind_store.cli.stores import STORE
 
+SPLITS = ("train", "valid", "test")
+
 
 @click.command(
     cls=Command,
@@ -119,15 +121,23 @@ def _typed(params: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _print(name: str, info: Mapping[str, Any], *, as_json: bool) -> None:
-    rows = [
-        (split, *(kinds.get(kind, 0) for kind in ("positive", "random", "scoped")))
-        for split, kinds in info["totals"].items()
-    ]
-    text = [f"selection {name}: {info['rows']:,} rows", *table(("split", "positive", "random", "scoped"), rows)]
+    kinds = ("positive", *(text.partition(":")[0] for text in info["config"]["negatives"]))
+    totals = info["totals"]
+    rows = [(split, *(totals[split].get(kind, 0) for kind in kinds)) for split in SPLITS if split in totals]
+    text = [f"selection {name}: {info['rows']:,} rows", *table(("split", *kinds), rows)]
     for kind, names in info["held_out"].items():
         held = sorted({*names["valid"], *names["test"]})
         if held:
             text.append(f"held out, {kind}: {', '.join(held)}")
-    text += [f"left out {count:,}: {cause.replace('_', ' ')}" for cause, count in info["dropped"].items() if count]
-    text += [str(note) for note in [*info["notes"], *info["warnings"]]]
+    text += [f"left out {count:,}: {_words(cause)}" for cause, count in info["dropped"].items() if count]
+    text += [
+        f"too few {kind} negatives: {lack['rows']:,} rows short in {lack['experiments']:,} experiments"
+        for kind, lack in info["shortfall"].items()
+    ]
+    text += [f"{_words(what)}: {count:,}" for what, count in info["warnings"].items()]
+    text += map(str, info["notes"])
     emit({"name": name, **info}, text, as_json=as_json)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
