@@ -198,6 +198,18 @@ class TestFactors:
         found = FactorProteins(store, "proteins/composition").get(np.array([0]))
         np.testing.assert_array_equal(found.protein[0], expected(PROTEINS["ABF1"]))
 
+    def test_a_protein_that_lost_one_of_its_shards_is_embedded_again(self, store, monkeypatch):
+        monkeypatch.setattr(rows_module, "PROTEIN_SHARD_BYTES", 64)
+        monkeypatch.setattr(rows_module, "LEAST_PROTEIN_ROWS", 512)
+        embed_factors(store, CompositionEmbedder())  # ABF1 has rows 0 to 600, so it is named in shard 1
+        next((store.path / "proteins").rglob("c.0.*")).unlink()
+        rest = WatchedProteins()
+        assert embed_factors(store, rest).is_complete
+        assert rest.asked == [PROTEINS["ABF1"]]
+        found = FactorProteins(store, "proteins/composition").get(np.array([0, 1]))
+        np.testing.assert_array_equal(found.protein[0, :600], expected(PROTEINS["ABF1"]))
+        np.testing.assert_array_equal(found.protein[1, :480], expected(PROTEINS["REB1"]))
+
     def test_another_spec_under_the_same_name_is_refused(self, store):
         embed_factors(store, CompositionEmbedder())
         with pytest.raises(SpecError, match="stored with"):
