@@ -140,19 +140,26 @@ def make_selection(
         found = find_row_leaks(evidence, built.rows, factors)
         leaks.refuse(found, config.allow_leaks, where=f"selection {name}")
         info = {
-            "format": FORMAT_VERSION,
-            "name": name,
-            "config": configs.to_mapping(config),
-            "sql": chosen.sql,
-            "genome": store.meta.genome,
-            "grid": {"window_bp": store.grid.window_bp, "n_bins": store.grid.n_bins, "bin_bp": store.grid.bin_bp},
-            "inputs": [list(row) for row in catalog.rows("SELECT kind, sha256 FROM data.sources ORDER BY source_id")],
+            **_origin(store, catalog, name, config, chosen.sql),
             **describe.describe(evidence, built, parts, found, chosen.dropped, chosen.notes),
         }
         _write(catalog, folder, evidence, built.rows, info)
     for cause, lost in info["dropped"].items():
         _log.info("selection %s: %d positives left out: %s", name, lost, cause)
     return SelectionReport(name, folder, info["rows"], info)
+
+
+def _origin(store: Store, catalog: Catalog, name: str, config: SelectionConfig, sql: str) -> dict[str, Any]:
+    """Return what the rows were made from: with a store of the same inputs, the config makes them again."""
+    return {
+        "format": FORMAT_VERSION,
+        "name": name,
+        "config": configs.to_mapping(config),
+        "sql": sql,
+        "genome": store.meta.genome,
+        "grid": {"window_bp": store.grid.window_bp, "n_bins": store.grid.n_bins, "bin_bp": store.grid.bin_bp},
+        "inputs": [list(row) for row in catalog.rows("SELECT kind, sha256 FROM data.sources ORDER BY source_id")],
+    }
 
 
 class Chosen(NamedTuple):
