@@ -155,6 +155,8 @@ def read_motifs(path: Path | str) -> list[Motif]:
         loaded = list(library.load(Path(path), format="jaspar16"))
     except (OSError, ValueError) as error:
         raise InputFileError(f"no JASPAR file: {error}", where=str(path)) from error
+    if not loaded:
+        raise InputFileError("no matrix in this file", where=str(path), fix="give a file in JASPAR format")
     motifs = []
     for matrix in loaded:
         words = (matrix.description or matrix.name or "").split()

@@ -1,0 +1,142 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.planted import CHROMS, make_planted
+from tfbind_store.catalog import Catalog
+from tfbind_store.errors import ConfigError
+from tfbind_store.evaluate import EvaluateConfig, evaluate_run
+from tfbind_store.metrics import score_binary
+from tfbind_store.query.labels import load_truth
+from tfbind_store.query.selection import SelectionConfig, make_selection
+from tfbind_store.scoring import score_genome
+from tfbind_store.train import TrainConfig, train_head
+
+OPTIONS = {"width": 16, "filip_heads": 4, "filip_dim": 4, "tower_dim": 8, "n_queries": 3}
+COLUMNS = [
+    "run", "scorer", "factor", "biotype", "experiment", "chroms", "holdout", "n_bins", "n_positive", "prevalence",
+    "auroc", "auprc", "auprc_over_prevalence", "recall_at_fdr_5", "recall_at_fdr_10", "recall_at_fdr_25",
+    "recall_at_fdr_50",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    torch.set_num_threads(1)
+    made = make_planted(tmp_path_factory.mktemp("planted"))
+    settings = {"options": OPTIONS, "bins_per_step": 128, "pairs_per_step": 6, "device": "cpu", "lr": 3e-3}
+    train_head(made.store, made.selection, TrainConfig(steps=150, validate_every=150, **settings), "good")
+    return made
+
+
+@pytest.fixture(scope="module")
+def scored(planted):
+    return evaluate_run(planted.store, "good")
+
+
+def rows(result, **wanted):
+    names = list(result.columns)
+    table = [dict(zip(names, row, strict=True)) for row in result.columns.rows()]
+    return [row for row in table if all(row[key] == value for key, value in wanted.items())]
+
+
+def test_columns_are_those_of_the_format(scored):
+    assert list(Catalog.read_parquet(scored.path)) == COLUMNS
+    assert scored.n_rows == len(rows(scored))
+
+
+def test_seen_factors_are_scored_on_test_chromosomes_only(scored):
+    seen = rows(scored, factor="WEA", scorer="model")
+    assert {(row["holdout"], row["chroms"]) for row in seen} == {("unseen_chromosome", "chr4")}
+    assert len(seen) == 2
+    assert seen[0]["n_bins"] == -(-CHROMS["chr4"] // 32)
+
+
+def test_held_out_factor_is_scored_on_both_kinds_of_chromosome(scored):
+    unseen = rows(scored, factor="OLA", biotype="cellA", scorer="model")
+    assert {(row["holdout"], row["chroms"]) for row in unseen} == {
+        ("unseen_chromosome+unseen_factor", "chr4"),
+        ("unseen_factor", "chr1,chr2"),
+    }
+
+
+def test_model_finds_planted_sites_of_seen_and_held_out_factors(scored):
+    for holdout in ("unseen_chromosome", "unseen_chromosome+unseen_factor"):
+        found = [row["auroc"] for row in rows(scored, scorer="model", holdout=holdout) if row["n_positive"]]
+        assert np.median(found) > 0.95
+
+
+def test_scores_equal_those_of_the_genome_pass(planted, scored):
+    row = rows(scored, factor="WEB", biotype="cellB", scorer="model")[0]
+    block = next(score_genome(planted.store, "good", [1], 1, chroms=["chr4"]))
+    truth = load_truth(planted.store)
+    experiment = 8 + 1
+    expected = score_binary(truth.labels(experiment, block.global_bins), block.scores[:, 0])
+    assert row["auroc"] == pytest.approx(expected.auroc, abs=1e-9)
+    assert row["auprc"] == pytest.approx(expected.auprc, abs=1e-9)
+
+
+def test_baselines_and_oracle_stand_beside_the_model(scored):
+    scorers = {row["scorer"] for row in rows(scored, factor="WEA", biotype="cellA")}
+    assert scorers == {"model", "nearest_factor", "training_mean", "prevalence", "oracle"}
+
+
+def test_prevalence_scores_half_and_itself(scored):
+    for row in rows(scored, scorer="prevalence"):
+        if row["n_positive"]:
+            assert row["auroc"] == 0.5
+            assert row["auprc"] == pytest.approx(row["prevalence"])
+
+
+def test_nearest_factor_of_a_held_out_one_is_of_its_family(planted, scored):
+    near = rows(scored, factor="OLA", biotype="cellA", scorer="nearest_factor", chroms="chr4")[0]
+    assert near["auroc"] > 0.95
+
+
+def test_experiment_without_positives_has_a_prevalence_only(scored):
+    row = rows(scored, factor="OGA", biotype="cellB", scorer="model")[0]
+    assert (row["n_positive"], row["prevalence"]) == (0, 0.0)
+    assert np.isnan(row["auroc"])
+
+
+def test_motif_scan_joins_where_there_is_a_matrix(planted, tmp_path):
+    pytest.importorskip("lightmotif")
+    lines = {base: " ".join(str(9 * (letter == base)) for letter in "TGACGTCAAG") for base in "ACGT"}
+    path = tmp_path / "we.jaspar"
+    path.write_text(">M1\tWEA\n" + "".join(f"{base}  [ {row} ]\n" for base, row in lines.items()))
+    result = evaluate_run(planted.store, "good", EvaluateConfig(motifs=path, factors=("WEA", "OLB")))
+    assert {row["factor"] for row in rows(result, scorer="motif")} == {"WEA"}
+    assert all(row["auprc"] > 0.95 for row in rows(result, scorer="motif"))
+
+
+def test_named_chromosomes_and_factors_are_scored_as_what_they_are(planted):
+    config = EvaluateConfig(chroms=("1", "chr4"), factors=("WEA",), with_oracle=False)
+    result = evaluate_run(planted.store, "good", config)
+    kinds = {(row["holdout"], row["chroms"]) for row in rows(result)}
+    assert kinds == {("seen", "chr1"), ("unseen_chromosome", "chr4")}
+    assert not rows(result, scorer="oracle")
+    said = json.loads(result.path.with_name("evaluation.json").read_text())
+    assert said["rule"] == "summit"
+    assert said["config"]["chroms"] == ["1", "chr4"]
+
+
+def test_unknown_names_give_the_nearest(planted):
+    with pytest.raises(ConfigError) as caught:
+        evaluate_run(planted.store, "good", EvaluateConfig(chroms=("chr44",)))
+    assert "did you mean chr4?" in caught.value.fix
+    with pytest.raises(ConfigError) as caught:
+        evaluate_run(planted.store, "good", EvaluateConfig(factors=("WEAA",)))
+    assert "did you mean" in caught.value.fix
+
+
+def test_selection_without_test_rows_says_so(planted):
+    make_selection(planted.store, "no-test", SelectionConfig())
+    config = TrainConfig(steps=1, options=OPTIONS, bins_per_step=8, pairs_per_step=2, device="cpu")
+    result = train_head(planted.store, "no-test", config, "no-test")
+    assert result.metrics == {"step": 1.0}
+    from tfbind_store.errors import SelectionError
+
+    with pytest.raises(SelectionError, match="no test rows"):
+        evaluate_run(planted.store, "no-test")
