@@ -45,28 +45,29 @@ def protein(genes, sequence):
     return FactorProtein(frozenset(genes), sequence)
 
 
-class TestNearest:
-    PROTEINS = {
-        0: protein({"A"}, "MKVLAAGIRTW"),
-        1: protein({"B"}, "MKVLAAGIRWW"),
-        2: protein({"C"}, "WWYYFFHHPPW"),
-        3: protein({"A", "D"}, "MKVLAAGIRTWQQQQ"),
-        4: protein({"E"}, "MKVLAAGIRTW"),
-    }
+PROTEINS = {
+    0: protein({"A"}, "MKVLAAGIRTW"),
+    1: protein({"B"}, "MKVLAAGIRWW"),
+    2: protein({"C"}, "WWYYFFHHPPW"),
+    3: protein({"A", "D"}, "MKVLAAGIRTWQQQQ"),
+    4: protein({"E"}, "MKVLAAGIRTW"),
+}
 
+
+class TestNearest:
     def test_is_the_most_similar_other_factor(self):
-        found = nearest_training_factor(self.PROTEINS, [0, 2], [0, 1, 2])
+        found = nearest_training_factor(PROTEINS, [0, 2], [0, 1, 2])
         assert found.factor_id[0] == 1
         assert found.similarity[0] > 0.7
 
     def test_factors_with_a_shared_gene_or_sequence_do_not_count(self):
-        assert nearest_training_factor(self.PROTEINS, [0], [0, 3, 4, 2]).factor_id.tolist() == [2]
+        assert nearest_training_factor(PROTEINS, [0], [0, 3, 4, 2]).factor_id.tolist() == [2]
 
     def test_no_training_factor_gives_none(self):
-        assert nearest_training_factor(self.PROTEINS, [0], []).factor_id.tolist() == [-1]
+        assert nearest_training_factor(PROTEINS, [0], []).factor_id.tolist() == [-1]
 
     def test_factor_without_a_protein_has_none(self):
-        assert nearest_training_factor(self.PROTEINS, [9], [1, 2]).factor_id.tolist() == [-1]
+        assert nearest_training_factor(PROTEINS, [9], [1, 2]).factor_id.tolist() == [-1]
 
 
 def test_proteins_of_the_store_are_found(planted):  # noqa: F811
