@@ -91,7 +91,7 @@ class TestReading:
             publish_shard(made, shard_id, rows_of(made, shard_id), all_ok(made, shard_id))
         flat = np.concatenate([rows_of(made, shard_id) for shard_id in range(3)]).reshape(-1, DIM)
         n_bins = data.draw(st.integers(1, 20))
-        first = np.array(data.draw(st.lists(st.integers(0, 20 * N_BINS - n_bins), max_size=40)), dtype=np.int64)
+        first = np.array(data.draw(st.lists(st.integers(0, 20 * N_BINS - n_bins), max_size=60)), dtype=np.int64)
         verify = data.draw(st.sampled_from(["index", "first-touch"]))
         expected = [flat[f : f + n_bins] for f in first]
         got = open_small(made, verify=verify).gather_bins(first, n_bins)

