@@ -150,14 +150,13 @@ class TestSequences:
         with pytest.raises(ProteinError, match=what):
             read_proteins(write(tmp_path, text))
 
-
     def test_dna_is_no_protein(self, tmp_path: Path) -> None:
         with pytest.raises(ProteinError, match="DNA or RNA"):
             read_proteins(write(tmp_path, ">chrI\n" + "ACGTN" * 20))
 
 
 class TestSynonyms:
-    SGD = "S000000871\tORF\tVerified\tYER069W\tARG5,6\targC|argB|two words\tx\n" "S000031098\tCDS\t\t\t\t\tYAL069W\n"
+    SGD = "S000000871\tORF\tVerified\tYER069W\tARG5,6\targC|argB|two words\tx\nS000031098\tCDS\t\t\t\t\tYAL069W\n"
 
     def test_sgd(self, tmp_path: Path) -> None:
         pairs = read_synonyms(write(tmp_path, self.SGD, "s.tab.gz"))

@@ -76,7 +76,8 @@ def everything(store: Store) -> dict[str, list[tuple[Any, ...]]]:
         "sources source_chromosomes proteins synonyms factors factor_subunits biotypes contexts experiments"
         " experiment_sources peaks relaxed_peaks exclusions loci chromosome_aliases"
     )
-    return {table: rows(store, f"SELECT * FROM data.{table} ORDER BY ALL") for table in tables.split()}
+    with store.reader() as catalog:
+        return {table: catalog.rows(f"SELECT * FROM data.{table} ORDER BY ALL") for table in tables.split()}
 
 
 class TestPeaks:
@@ -189,6 +190,9 @@ class TestPeaks:
         import_peaks(store, file("chr1\t10\t20\n"), experiment_template=A)
         assert rows(store, "SELECT experiment FROM peaks") == [(A,)]
 
+    def test_relaxed_peaks_around_n_are_kept(self, store: Store, file: Callable[..., Path]) -> None:
+        assert import_peaks(store, file(f"chr2\t0\t30\t{A}\n"), relaxed=True, strict=True).rows_kept == 1
+
     def test_relaxed_peaks_say_nothing_about_labels(self, store: Store, file: Callable[..., Path]) -> None:
         import_peaks(store, file(PEAKS))
         import_peaks(store, file(PEAKS.replace("GSE2", "GSE3")), relaxed=True)
@@ -237,6 +241,19 @@ class TestRefusals:
             import_peaks(store, path, drop=[cause], strict=True)
         assert everything(store) == before
         assert import_peaks(store, path, drop=[cause])[2:5] == (3, 2, {cause: 1})
+
+    def test_a_broken_row_of_a_narrowpeak_does_not_make_it_a_bed(self, store: Store, file: Callable[..., Path]) -> None:
+        text = f"chr1\t10\t20\t{A}\t5\t.\t2.5\t-1\t-1\t3\n" * 30
+        path = file(text + f"chr1\t10\t20\t{A}\n")
+        with pytest.raises(PeakFileError, match="4 columns, expected at least 10") as caught:
+            import_peaks(store, path)
+        assert caught.value.where == f"{path}:31"
+
+    def test_peaks_named_one_by_one(self, store: Store, file: Callable[..., Path]) -> None:
+        text = "".join(f"chr1\t10\t20\tpeak_{i}\n" for i in range(1500))
+        with pytest.raises(NameParseError, match=r"'peak_0' is not .*\(1,000 such names or more\)") as caught:
+            import_peaks(store, file(text))
+        assert "--name-from" in caught.value.fix
 
     def test_another_assembly_is_refused_with_all_counts(self, store: Store, file: Callable[..., Path]) -> None:
         text = f"chrX\t1\t2\t{A}\nchr1\t500\t600\t{A}\nchr1\t501\t600\t{A}\n"
@@ -303,9 +320,7 @@ class TestFolders:
             JOIN data.source_chromosomes USING (source_id) ORDER BY 1"""
         assert rows(store, labels) == [("GSE-11.SOX2.K562", 0), ("GSE-22.CTCF.K562", 1)]
 
-    def test_union_labels_every_file_with_the_chromosomes_of_all(
-        self, store: Store, file: Callable[..., Path]
-    ) -> None:
+    def test_union_labels_every_file_with_the_chromosomes_of_all(self, store: Store, file: Callable[..., Path]) -> None:
         import_peaks(store, self.folder(file), experiment_template="G-{1}.{2}.K562", labelled_chroms="union")
         assert rows(store, "SELECT source_id, chrom_id FROM data.source_chromosomes ORDER BY ALL") == [
             (source, chrom) for source in (0, 1, 2) for chrom in (0, 1)

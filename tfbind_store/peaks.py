@@ -19,6 +19,8 @@ from tfbind_store.errors import PeakFileError
 from tfbind_store.textfiles import read_chunks, read_lines
 
 SNIFFED_ROWS = 1000
+MIN_FITTING = 0.9
+"""More of the sniffed rows than this must fit a format."""
 _HEADER = re.compile(rb"(?m)^(?:#[^\n]*|(?:track|browser)(?:[ \t][^\n]*)?|[ \t]*)\n")
 _HEADER_LINE = re.compile(r"#.*|(?:track|browser)(?:[ \t].*)?|[ \t]*")
 _HEADER_STARTS = np.frombuffer(b"#tb \t\n", dtype=np.uint8)
@@ -89,28 +91,35 @@ class BadLine(NamedTuple):
 
 
 def sniff(rows: Sequence[Sequence[str]]) -> PeakFormat:
-    """Return the format that fits all rows.
+    """Return the format that fits all rows but a few, which are then bad lines: they must not hide the summits.
 
     Examples
     --------
     >>> sniff([["chr1", "5", "9", "GSE1.SOX2.H1", "10", ".", "6", "7", "0,0,255"]])
     <PeakFormat.REMAP: 'remap'>
     """
-    if rows and all(len(row) >= 10 and _is_narrow(row) for row in rows):
-        return PeakFormat.NARROW_PEAK
-    if rows and all(len(row) >= 9 and _is_remap(row) for row in rows):
-        return PeakFormat.REMAP
-    if rows and all(len(row) == 9 and all(_NUMBER.fullmatch(cell) for cell in row[6:9]) for row in rows):
-        return PeakFormat.BROAD_PEAK
+    for format, fits in (
+        (PeakFormat.NARROW_PEAK, _is_narrow),
+        (PeakFormat.REMAP, _is_remap),
+        (PeakFormat.BROAD_PEAK, _is_broad),
+    ):
+        if rows and sum(map(fits, rows)) > MIN_FITTING * len(rows):
+            return format
     return PeakFormat.BED
 
 
 def _is_narrow(row: Sequence[str]) -> bool:
-    return all(_NUMBER.fullmatch(cell) for cell in row[6:9]) and (row[9] == "-1" or bool(_INTEGER.fullmatch(row[9])))
+    if len(row) < 10 or not all(_NUMBER.fullmatch(cell) for cell in row[6:9]):
+        return False
+    return row[9] == "-1" or bool(_INTEGER.fullmatch(row[9]))
+
+
+def _is_broad(row: Sequence[str]) -> bool:
+    return len(row) == 9 and all(_NUMBER.fullmatch(cell) for cell in row[6:9])
 
 
 def _is_remap(row: Sequence[str]) -> bool:
-    if not all(_INTEGER.fullmatch(row[i]) for i in (1, 2, 6, 7)):
+    if len(row) < 9 or not all(_INTEGER.fullmatch(row[i]) for i in (1, 2, 6, 7)):
         return False
     start, end, first, last = (int(row[i]) for i in (1, 2, 6, 7))
     return start <= first <= last <= end and bool(re.fullmatch(r"0|\.|\d+,\d+,\d+", row[8]))

@@ -15,11 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from tfbind_store.catalog import Catalog
-from tfbind_store.errors import InputFileError, NameParseError, PeakFileError
-from tfbind_store.ingest.aliases import add_aliases
+from tfbind_store.errors import NameParseError, PeakFileError
+from tfbind_store.ingest.aliases import add_aliases, read_aliases
+from tfbind_store.ingest.labelling import Labels
 from tfbind_store.ingest.naming import FileNames, peak_files
 from tfbind_store.ingest.registry import Names, ensure_experiments
-from tfbind_store.ingest.rows import place_rows, refuse_names
+from tfbind_store.ingest.rows import MAX_BAD_NAMES, place_rows, refuse_names
 from tfbind_store.ingest.sources import (
     FileIdentity,
     ImportReport,
@@ -33,9 +34,6 @@ from tfbind_store.ingest.sources import (
 from tfbind_store.names import ParsedName
 from tfbind_store.peaks import CleanFile, PeakFormat, clean_copy
 from tfbind_store.store import Store
-
-UNION = "union"
-ALL = "all"
 
 
 class Options(NamedTuple):
@@ -153,8 +151,6 @@ def _format(name: str | None) -> PeakFormat | None:
 
 
 def _read_aliases(aliases: Mapping[str, str] | Path | str | None) -> dict[str, str]:
-    from tfbind_store.ingest.aliases import read_aliases
-
     return dict(aliases) if isinstance(aliases, Mapping) else read_aliases(aliases) if aliases is not None else {}
 
 
@@ -184,9 +180,9 @@ class _Importer:
         self.table = "data.relaxed_peaks" if options.relaxed else "data.peaks"
         self.names = Names(catalog)
         self.had_peaks = bool(first_row(catalog, f"SELECT 1 FROM {self.table} LIMIT 1"))
-        self.sources: list[int] = []
+        self.labels = Labels(catalog, options.labelled_chroms)
+        self.n_sources = 0
         self.parsed: set[ParsedName] = set()
-        self.labelled: set[int] = set()
         self.empty: list[str] = []
 
     def run(self, file: Path, identity: FileIdentity) -> ImportReport:
@@ -240,6 +236,8 @@ class _Importer:
                 parsed[name] = self._parse(self.file_names.from_column(name))
             except NameParseError as error:
                 bad[name] = error
+                if len(bad) >= MAX_BAD_NAMES and "bad_name" not in self.options.drop:
+                    break
         if bad and "bad_name" not in self.options.drop:
             refuse_names(self.catalog, clean, bad)
         if bad:
@@ -253,6 +251,8 @@ class _Importer:
 
     def _all_n(self) -> dict[str, np.ndarray]:
         """Return window and bin of bins of N only in the windows that this file's summits lie in."""
+        if self.options.relaxed:  # they have no summit: what they cover outside N is ambiguous all the same
+            return {"window_id": np.empty(0, np.int64), "bin": np.empty(0, np.int64)}
         rows = self.catalog.rows(
             f"""SELECT DISTINCT w.window_id FROM import_rows AS r JOIN data.chromosomes AS c USING (chrom_id)
             JOIN data.windows AS w ON w.window_id = c.first_window + r.summit_bp // {self.store.grid.stride_bp}
@@ -295,7 +295,7 @@ class _Importer:
                 SELECT line FROM (SELECT line, row_number() OVER (PARTITION BY {same} ORDER BY line) AS copy
                                   FROM import_good WHERE cause IS NULL) WHERE copy > 1)"""
             )
-        if self.had_peaks or self.sources:
+        if self.had_peaks or self.n_sources:
             self.catalog.execute(
                 f"UPDATE import_good SET cause = 'already_stored' WHERE cause IS NULL"
                 f" AND ({same}) IN (SELECT ({same}) FROM {self.table})"
@@ -319,44 +319,14 @@ class _Importer:
 
     def _label(self, source_id: int, experiment_ids: Sequence[int]) -> None:
         """Say on which chromosomes this source has looked, for which experiments; lenient calls say nothing."""
-        self.sources.append(source_id)
-        if self.options.relaxed:
-            return
-        pairs = {"experiment_id": list(experiment_ids), "source_id": [source_id] * len(experiment_ids)}
-        self.catalog.insert("data.experiment_sources", pairs)
-        chroms = [int(c) for (c,) in self.catalog.rows(
-            "SELECT DISTINCT chrom_id FROM import_rows WHERE chrom_id IS NOT NULL ORDER BY 1"
-        )]  # fmt: skip
-        self.labelled |= set(chroms)
-        wanted = self.options.labelled_chroms
-        if wanted is not None and wanted != (UNION,):
-            chroms = self._wanted_chroms(wanted)
-        if wanted != (UNION,):
-            self._insert_labels(source_id, chroms)
-
-    def _wanted_chroms(self, wanted: Sequence[str]) -> list[int]:
-        rows = self.catalog.rows(
-            "SELECT chrom, chrom_id FROM data.chromosomes UNION ALL SELECT alias, chrom_id FROM data.chromosome_aliases"
-        )
-        known = {str(name): int(chrom_id) for name, chrom_id in rows}
-        if tuple(wanted) == (ALL,):
-            return sorted(set(known.values()))
-        unknown = [name for name in wanted if name not in known]
-        if unknown:
-            raise InputFileError(f"chromosomes that the genome does not have: {some(unknown)}", where="labelled_chroms")
-        return sorted({known[name] for name in wanted})
-
-    def _insert_labels(self, source_id: int, chroms: Sequence[int]) -> None:
-        self.catalog.insert(
-            "data.source_chromosomes", {"source_id": [source_id] * len(chroms), "chrom_id": list(chroms)}
-        )
+        self.n_sources += 1
+        if not self.options.relaxed:
+            rows = self.catalog.rows("SELECT DISTINCT chrom_id FROM import_rows WHERE chrom_id IS NOT NULL ORDER BY 1")
+            self.labels.add(source_id, experiment_ids, [int(chrom_id) for (chrom_id,) in rows])
 
     def finish(self) -> list[str]:
         """Put the rows of all imports in order, and return what the user should know."""
-        if self.options.labelled_chroms == (UNION,):
-            for source_id in self.sources:
-                self._insert_labels(source_id, sorted(self.labelled))
-        if (self.had_peaks or len(self.sources) > 1) and not self.options.relaxed:
+        if (self.had_peaks or self.n_sources > 1) and not self.options.relaxed:
             self.catalog.execute(f"CREATE OR REPLACE TEMP TABLE import_sorted AS SELECT * FROM {self.table}")
             self.catalog.execute(f"DELETE FROM {self.table}")
             self.catalog.execute(
@@ -373,7 +343,7 @@ class _Importer:
         if self.empty:
             notes.append(f"{len(self.empty)} files are empty, their experiments have no labels: {some(self.empty)}")
         if not self.options.relaxed:
-            notes += self._unlabelled()
+            notes += self.labels.finish()
         factors = {gene for name in self.parsed for gene in name.genes}
         missing = sorted(gene for gene in factors if gene not in self.names.symbols)
         if missing and self.names.symbols:
@@ -381,15 +351,6 @@ class _Importer:
         elif missing:
             notes.append("no proteins are imported yet: names of factors stay as they are until then")
         return notes
-
-    def _unlabelled(self) -> list[str]:
-        rows = self.catalog.rows(
-            """SELECT chrom FROM data.chromosomes WHERE chrom_id NOT IN (
-            SELECT chrom_id FROM data.source_chromosomes WHERE source_id IN (SELECT unnest(?))) ORDER BY chrom_id""",
-            [self.sources],
-        )
-        names = [str(chrom) for (chrom,) in rows]
-        return [f"{len(names)} chromosomes have no row and are unlabelled: {some(names)}"] if names else []
 
 
 def all_n_bins(store: Store, windows: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

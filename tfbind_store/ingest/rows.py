@@ -17,6 +17,8 @@ from tfbind_store.peaks import GOOD_ROW_SQL, CleanFile, first_bad_line, source_l
 
 N_COLUMNS = 10
 MAX_FAST_COLUMNS = 30
+MAX_BAD_NAMES = 1000
+"""So many names that are no experiments are enough to refuse a file."""
 
 
 class Placed(NamedTuple):
@@ -129,7 +131,7 @@ def refuse_names(catalog: Catalog, clean: CleanFile, bad: Mapping[str, NameParse
     )
     line, name = first or (1, next(iter(bad)))
     raise NameParseError(
-        f"{bad[str(name)].what} ({len(bad)} such names)",
+        f"{bad[str(name)].what} ({len(bad):,} such names{' or more' if len(bad) >= MAX_BAD_NAMES else ''})",
         where=f"{clean.source}:{source_line(clean.source, int(line))}",
-        fix=f"{bad[str(name)].fix}, or leave such rows out: --drop bad_name",
+        fix="write that in column 4, or make it with --name-from, or leave such rows out: --drop bad_name",
     )
