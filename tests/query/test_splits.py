@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from tfbind_store.columns import Columns
 from tfbind_store.errors import ConfigError, LeakError, SelectionError
 from tfbind_store.loci import Grid, Tiling
 from tfbind_store.query import leaks, splits
@@ -30,9 +31,8 @@ ROWS = [
 
 
 def experiments():
-    columns = dict(
-        zip(("factor", "biotype", "base_biotype", "n_peaks"), map(np.array, zip(*ROWS, strict=True)), strict=True)
-    )
+    names = ("factor", "biotype", "base_biotype", "n_peaks")
+    columns = Columns(zip(names, map(np.array, zip(*ROWS, strict=True)), strict=True))
     columns["has_protein"] = np.ones(len(ROWS), bool)
     return columns
 

@@ -169,7 +169,7 @@ def make_ground(
     )
 
 
-def _twins(factor_id: Int64[np.ndarray, " e"], biotype_id: Int64[np.ndarray, " e"]) -> list[Int64[np.ndarray, " k"]]:
+def _twins(factor_id: Int64[np.ndarray, " e"], biotype_id: Int64[np.ndarray, " e"]) -> list[np.ndarray]:
     """Return for each experiment the places of all with its factor and biotype, itself among them."""
     _, group = np.unique(np.stack([factor_id, biotype_id]), axis=1, return_inverse=True)
     order = np.argsort(group.reshape(-1), kind="stable")
@@ -177,11 +177,7 @@ def _twins(factor_id: Int64[np.ndarray, " e"], biotype_id: Int64[np.ndarray, " e
     return [members[number] for number in group.reshape(-1).tolist()]
 
 
-def _for_twins(
-    twins: list[Int64[np.ndarray, " k"]],
-    n_bins: int,
-    *spans: tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]],
-) -> Stretches:
+def _for_twins(twins: list[np.ndarray], n_bins: int, *spans: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Stretches:
     """Return the stretches of (experiment's place, first, last) triples, given to every twin of the experiment."""
     place = np.concatenate([span[0] for span in spans])
     first, last = (np.concatenate([span[side] for span in spans]) for side in (1, 2))

@@ -210,5 +210,5 @@ def _chunks(tries: Int64[np.ndarray, " g"]) -> Iterator[Int64[np.ndarray, " c"]]
         yield from np.split(asking, np.flatnonzero(np.diff(chunk)) + 1)
 
 
-def _offsets(pools: list[Int64[np.ndarray, " n"]]) -> Int64[np.ndarray, " pools_plus_1"]:
+def _offsets(pools: list[np.ndarray]) -> Int64[np.ndarray, " pools_plus_1"]:
     return np.concatenate([[0], np.cumsum([len(bins) for bins in pools])]).astype(np.int64)

@@ -69,13 +69,13 @@ class Stretches:
         """Return the stretches that hold exactly `numbers`."""
         return cls.merged(numbers, numbers)
 
-    def touched_by(self, first: Int64[np.ndarray, " n"], last: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    def touched_by(self, first: Int64[np.ndarray, "*n"], last: Int64[np.ndarray, "*n"]) -> Bool[np.ndarray, "*n"]:
         """Return which of the asked stretches share a number with one of these."""
         began = np.searchsorted(self.first, last, side="right")
         over = np.searchsorted(self.last, first, side="left")
         return began > over
 
-    def hold(self, numbers: Int64[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
+    def hold(self, numbers: Int64[np.ndarray, "*n"]) -> Bool[np.ndarray, "*n"]:
         """Return which numbers lie in a stretch."""
         return self.touched_by(numbers, numbers)
 
@@ -96,12 +96,12 @@ def expand(
     return owner, first[owner] + offset
 
 
-def member(numbers: Int64[np.ndarray, " n"], asked: Int64[np.ndarray, "..."]) -> Bool[np.ndarray, "..."]:
+def member(numbers: Int64[np.ndarray, " n"], asked: Int64[np.ndarray, "*k"]) -> Bool[np.ndarray, "*k"]:
     """Return which of the asked are among `numbers`, which ascend."""
     if len(numbers) == 0:
         return np.zeros(asked.shape, dtype=bool)
     found = np.searchsorted(numbers, asked)
-    is_member: Bool[np.ndarray, "..."] = numbers[np.minimum(found, len(numbers) - 1)] == asked
+    is_member: Bool[np.ndarray, "*k"] = numbers[np.minimum(found, len(numbers) - 1)] == asked
     return is_member
 
 
