@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gzip
 import hashlib
 import logging
 import os
 import shutil
 import tempfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,6 +25,7 @@ import pyfaidx
 from jaxtyping import UInt8
 
 from tfbind_store.errors import GenomeError, NoSpace
+from tfbind_store.textfiles import GZIP_MAGIC, read_chunks, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +35,6 @@ N = 4
 PAD = 5
 """Code of a position outside the chromosome (Enformer's '.', 0.25 in each channel)."""
 
-_GZIP_MAGIC = b"\x1f\x8b"
 _CODE_OF_BYTE = np.full(256, N, dtype=np.uint8)
 for _code, _base in enumerate(BASES):
     _CODE_OF_BYTE[[ord(_base), ord(_base.lower())]] = _code
@@ -147,7 +145,7 @@ class GenomeSource:
         if not start:
             raise GenomeError("the file is empty", where=str(self.path))
         plain = self.path
-        if start == _GZIP_MAGIC:
+        if start == GZIP_MAGIC:
             plain = folder / "genome.fa"
             _decompress(self.path, plain)
             self.notes.append(f"{self.path.name} is compressed and was decompressed for reading")
@@ -316,13 +314,9 @@ class Genome:
 
 def _decompress(path: Path, plain: Path) -> None:
     """Write the decompressed file; a damaged or cut one is refused."""
-    try:
-        with _no_space(plain), gzip.open(path, "rb") as source, plain.open("wb") as sink:
-            shutil.copyfileobj(source, sink, 1 << 22)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise GenomeError(
-            f"the compressed file is truncated or damaged: {error}", where=str(path), fix="copy or download it again"
-        ) from error
+    with _no_space(plain), plain.open("wb") as sink:
+        for chunk in read_chunks(path, error_class=GenomeError):
+            sink.write(chunk)
 
 
 def _unreadable(path: Path, error: Exception) -> GenomeError:
@@ -368,11 +362,7 @@ def _check_sizes(source: GenomeSource, chosen: Sequence[str], chrom_sizes: Path 
 def read_chrom_sizes(path: Path | str) -> dict[str, int]:
     """Read a table of chromosome name and length in bp, separated by blanks or tabs."""
     sizes: dict[str, int] = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise GenomeError(f"cannot be read: {error}", where=str(path)) from error
-    for number, line in enumerate(lines, 1):
+    for number, line in read_lines(path, error_class=GenomeError):
         fields = line.split()
         if not fields or line.startswith("#"):
             continue
