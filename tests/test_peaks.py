@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tfbind_store.errors import PeakFileError
+from tfbind_store.errors import NoSpace, PeakFileError
 from tfbind_store.peaks import CleanFile, PeakFormat, clean_copy, first_bad_line, sniff
 
 BED = "chr1\t5\t9\tGSE1.SOX2.H1\t10\t.\n"
@@ -145,3 +145,11 @@ class TestRealPeaks:
             clean = clean_copy(path, tmp_path / "copy")
             assert (clean.n_rows, clean.format) == (n_rows, format)
             assert first_bad_line(path, format, needs_name=n_rows > 0) is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    source = tmp_path / "p.bed"
+    source.write_text(BED * 100_000)
+    with pytest.raises(NoSpace, match="the disk is full"):
+        clean_copy(source, "/dev/full")

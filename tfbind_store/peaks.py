@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tfbind_store.durable import typed_errors
 from tfbind_store.errors import PeakFileError
 from tfbind_store.textfiles import read_chunks, read_lines
 
@@ -141,7 +142,7 @@ def clean_copy(source: Path | str, copy: Path | str, *, format: PeakFormat | Non
     first_rows: list[list[str]] = []
     by_blanks: bool | None = None
     is_rectangular = True
-    with copy.open("wb") as sink:
+    with typed_errors(copy), copy.open("wb") as sink:
         for block in _whole_lines(source):
             if _may_hold_headers(block):
                 block, n_found = _HEADER.subn(b"", block)
