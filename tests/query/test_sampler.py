@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfbind_store.errors import ConfigError
@@ -13,6 +13,7 @@ from tfbind_store.query.sampler import batches_of, epoch_order
 WINDOWS = st.lists(st.integers(0, 30), max_size=80).map(lambda w: np.array(w, dtype=np.int32))
 
 
+@settings(deadline=None)
 @given(WINDOWS, st.integers(1, 40), st.integers(1, 90), st.integers(1, 5), st.integers(0, 3), st.integers(0, 3))
 def test_every_row_comes_exactly_once_for_any_sizes(windows, block_windows, batch_size, n_parts, seed, epoch):
     order = epoch_order(windows, block_windows=block_windows, seed=seed, epoch=epoch)
@@ -25,6 +26,7 @@ def test_every_row_comes_exactly_once_for_any_sizes(windows, block_windows, batc
     assert sorted(seen) == list(range(len(windows)))
 
 
+@settings(deadline=None)
 @given(WINDOWS, st.integers(1, 8))
 def test_blocks_follow_each_other(windows, block_windows):
     order = epoch_order(windows, block_windows=block_windows, seed=0, epoch=0)
@@ -40,6 +42,7 @@ def test_blocks_follow_each_other(windows, block_windows):
     assert finished == len(set(visited))
 
 
+@settings(deadline=None)
 @given(WINDOWS, st.integers(1, 20), st.integers(0, 10), st.integers(1, 3))
 def test_resuming_yields_what_was_left(windows, batch_size, first_batch, n_parts):
     order = epoch_order(windows, block_windows=2, seed=0, epoch=0)

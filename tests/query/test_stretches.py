@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfbind_store.loci import Grid, Tiling
@@ -16,6 +16,7 @@ def columns(spans):
     return np.array([s for s, _ in spans], np.int64), np.array([e for _, e in spans], np.int64)
 
 
+@settings(deadline=None)
 @given(SPANS, SPANS)
 def test_touching_is_sharing_a_number(stretches, asked):
     numbers = {n for first, last in stretches for n in range(first, last + 1)}
@@ -23,6 +24,7 @@ def test_touching_is_sharing_a_number(stretches, asked):
     assert found.tolist() == [bool(numbers & set(range(first, last + 1))) for first, last in asked]
 
 
+@settings(deadline=None)
 @given(SPANS)
 def test_merging_keeps_the_numbers_and_leaves_gaps(spans):
     merged = Stretches.merged(*columns(spans))
