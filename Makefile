@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: setup ## build a small genome, run every stage on it, print the held-out scores
-	OMP_NUM_THREADS= $(BIN)/tfbind demo $(DEMO_DIR) --overwrite
+	env -u OMP_NUM_THREADS $(BIN)/tfbind demo $(DEMO_DIR) --overwrite
 
 test: setup lint ## ruff, mypy, and every test that is not slow
 	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow"

@@ -75,12 +75,13 @@ def scatter_against(
     def paint(axes: Axes) -> None:
         every = np.asarray([p for group in points.values() for p in group], dtype=float).reshape(-1, 2)
         every = every[np.isfinite(every).all(axis=1)]
-        low = max(float(every.min()) * 0.8, 1e-4) if log and len(every) else 0.0
+        is_log = log and _spans_a_decade(every)
+        low = max(float(every.min()) * 0.8, 1e-4) if is_log else 0.0
         axes.plot([low, 1], [low, 1], color="#777777", linewidth=1)
         for colour, (label, group) in zip(COLOURS, points.items(), strict=False):
             x, y = _columns(group)
             axes.scatter(x, y, s=14, color=colour, alpha=0.75, linewidths=0, label=f"{label} ({len(x)})")
-        if log:
+        if is_log:
             axes.set(xscale="log", yscale="log", xlim=(low, 1.1), ylim=(low, 1.1))
             _plain_numbers(axes, both=True)
         axes.set(xlabel=x_label, ylabel=y_label)
@@ -90,14 +91,16 @@ def scatter_against(
 
 
 def scatter_counts(name: str, caption: str, points: Mapping[str, Points], *, x_label: str, y_label: str) -> Picture:
-    """Draw a score against a count, the count on a logarithmic axis."""
+    """Draw a score against a count, on a logarithmic axis if the counts differ tenfold."""
 
     def paint(axes: Axes) -> None:
         for colour, (label, group) in zip(COLOURS, points.items(), strict=False):
             x, y = _columns(group)
             axes.scatter(x, y, s=14, color=colour, alpha=0.75, linewidths=0, label=f"{label} ({len(x)})")
-        axes.set(xscale="log", xlabel=x_label, ylabel=y_label)
-        _plain_numbers(axes, both=False)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        if _spans_a_decade(np.asarray([x for group in points.values() for x, _ in group], dtype=float)):
+            axes.set(xscale="log")
+            _plain_numbers(axes, both=False)
         _legend(axes)
 
     return draw(name, caption, paint)
@@ -144,6 +147,12 @@ def _columns(points: Points) -> tuple[list[float], list[float]]:
     """Return x and y of the points that have both."""
     finite = [(x, y) for x, y in points if np.isfinite(x) and np.isfinite(y)]
     return [x for x, _ in finite], [y for _, y in finite]
+
+
+def _spans_a_decade(values: np.ndarray) -> bool:
+    """Whether a logarithmic axis would have two labels at least."""
+    positive = values[values > 0]
+    return bool(positive.size) and float(positive.max() / positive.min()) >= 10
 
 
 def _legend(axes: Axes) -> None:

@@ -315,7 +315,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     header = run.header
     found = [("run", str(run.path))]
     for key in ("head", "options", "geometry", "genome", "arrays", "train"):
-        if key in header:
+        if header.get(key):
             found.append((key, _text(header[key])))
     selection = header.get("selection")
     if isinstance(selection, Mapping):
@@ -328,7 +328,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
             found.append((title, "unknown" if card is None else _text(card)))
     if header.get("metrics"):
         found.append(("best validation", _text(header["metrics"])))
-    return found
+    return [(name, text) for name, text in found if text]
 
 
 def _listed(names: Any) -> str:
@@ -338,10 +338,16 @@ def _listed(names: Any) -> str:
 
 
 def _text(value: Any) -> str:
+    """Return a value of a header as people read it; what is empty is left out of mappings."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, Mapping):
-        return "; ".join(f"{key} = {_text(item)}" for key, item in value.items())
+        said = {key: item for key, item in value.items() if item not in (None, "", {}, [])}
+        parts = [
+            f"{key} ({_text(item)})" if isinstance(item, Mapping) else f"{key} {_text(item)}"
+            for key, item in said.items()
+        ]
+        return "; ".join(part for part in parts if not part.endswith("()")) or ""
     if isinstance(value, list | tuple):
         return ", ".join(map(_text, value)) or "none"
     return str(value)
