@@ -28,7 +28,6 @@ from tfbind_store.ingest.sources import (
     check_drop,
     check_strict,
     earlier_import,
-    first_row,
     some,
 )
 from tfbind_store.names import ParsedName
@@ -179,7 +178,7 @@ class _Importer:
         self.store, self.catalog, self.options, self.file_names, self.copy = store, catalog, options, names, copy
         self.table = "data.relaxed_peaks" if options.relaxed else "data.peaks"
         self.names = Names(catalog)
-        self.had_peaks = bool(first_row(catalog, f"SELECT 1 FROM {self.table} LIMIT 1"))
+        self.had_peaks = bool(catalog.one(f"SELECT 1 FROM {self.table} LIMIT 1"))
         self.labels = Labels(catalog, options.labelled_chroms)
         self.n_sources = 0
         self.parsed: set[ParsedName] = set()
@@ -288,7 +287,7 @@ class _Importer:
         """Mark rows that repeat an earlier line of the file, or what is stored."""
         same = "experiment_id, chrom_id, start_bp, end_bp" + ("" if self.options.relaxed else ", summit_bp")
         # counting hashes is five times as fast as numbering the copies, and most files repeat nothing
-        counted = first_row(self.catalog, f"SELECT count(*), count(DISTINCT hash({same})) FROM import_good")
+        counted = self.catalog.one(f"SELECT count(*), count(DISTINCT hash({same})) FROM import_good")
         if counted is not None and counted[0] != counted[1]:
             self.catalog.execute(
                 f"""UPDATE import_good SET cause = 'duplicate' WHERE cause IS NULL AND line IN (
@@ -303,7 +302,7 @@ class _Importer:
 
     def _count(self, condition: str) -> int:
         table = "import_good" if condition == "cause IS NULL" else "import_rows"
-        found = first_row(self.catalog, f"SELECT count(*) FROM {table} WHERE {condition}")
+        found = self.catalog.one(f"SELECT count(*) FROM {table} WHERE {condition}")
         return int(found[0]) if found else 0
 
     def _store_rows(self, source_id: int) -> None:

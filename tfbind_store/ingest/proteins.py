@@ -16,7 +16,6 @@ from tfbind_store.ingest.sources import (
     check_drop,
     check_strict,
     earlier_import,
-    first_row,
     next_id,
     some,
 )
@@ -133,5 +132,5 @@ def _missing(catalog: Catalog, names: Names) -> list[str]:
         lacking = [str(gene) for gene in genes if gene not in names.symbols]
         close = near_miss(lacking[0], names.symbols) if len(told) < 20 else None
         told.append(f"{factor} (close: {close})" if close else str(factor))
-    found = first_row(catalog, "SELECT count(*) FROM data.factors")
+    found = catalog.one("SELECT count(*) FROM data.factors")
     return [f"{len(rows)} of {found[0] if found else 0} factors have no protein: {some(told, 20)}"]

@@ -13,7 +13,7 @@ from typing import Any
 from tfbind_store.catalog import Catalog
 from tfbind_store.contexts import DEFAULT_TEMPLATE, context_text, metadata_for
 from tfbind_store.factors import unambiguous
-from tfbind_store.ingest.sources import first_row, next_id
+from tfbind_store.ingest.sources import next_id
 from tfbind_store.names import ParsedFactor, ParsedName, parse_experiment_name, parse_factor_name, split_treatment
 
 
@@ -81,7 +81,7 @@ def biotype_metadata(catalog: Catalog) -> dict[str, dict[str, str]]:
 
 def context_template(catalog: Catalog) -> str:
     """Return the template that makes the contexts of this catalog."""
-    found = first_row(catalog, "SELECT value FROM data.meta WHERE key = 'context_template'")
+    found = catalog.one("SELECT value FROM data.meta WHERE key = 'context_template'")
     return str(found[0]) if found else DEFAULT_TEMPLATE
 
 

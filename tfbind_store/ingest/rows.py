@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tfbind_store.catalog import Catalog
 from tfbind_store.errors import NameParseError, PeakFileError
-from tfbind_store.ingest.sources import first_row, in_words, some
+from tfbind_store.ingest.sources import in_words, some
 from tfbind_store.peaks import GOOD_ROW_SQL, CleanFile, first_bad_line, source_line
 
 N_COLUMNS = 10
@@ -99,8 +99,7 @@ def _refusal(catalog: Catalog, clean: CleanFile, refused: Mapping[str, int], *, 
         number, reason = bad or (0, "no peak")
         return PeakFileError(f"{reason} ({counts})", where=f"{clean.source}:{number}", fix=_fix(refused, "correct it"))
     cause = next(iter(refused))
-    row = first_row(
-        catalog,
+    row = catalog.one(
         "SELECT line, chrom_name, start_bp, end_bp, length_bp FROM import_rows LEFT JOIN data.chromosomes"
         " USING (chrom_id) WHERE cause = ? ORDER BY line LIMIT 1",
         [cause],
@@ -124,8 +123,7 @@ def _fix(refused: Mapping[str, int], first: str) -> str:
 
 def refuse_names(catalog: Catalog, clean: CleanFile, bad: Mapping[str, NameParseError]) -> None:
     """Refuse experiment names that cannot be parsed, with the first line that has one."""
-    first = first_row(
-        catalog,
+    first = catalog.one(
         "SELECT line, name FROM import_rows WHERE name IN (SELECT unnest(?)) ORDER BY line LIMIT 1",
         [sorted(bad)],
     )

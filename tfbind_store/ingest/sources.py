@@ -62,8 +62,7 @@ def _digest(path: Path) -> tuple[str, int]:
 
 def earlier_import(catalog: Catalog, file: FileIdentity) -> ImportReport | None:
     """Return the report of an import of the same bytes with the same options, if there was one."""
-    found = first_row(
-        catalog,
+    found = catalog.one(
         "SELECT rows_read, rows_kept, dropped FROM data.sources"
         " WHERE kind = ? AND sha256 = ? AND options = ? ORDER BY source_id LIMIT 1",
         [file.kind, file.sha256, file.options],
@@ -93,15 +92,9 @@ def add_source(catalog: Catalog, file: FileIdentity, report: ImportReport) -> in
     return source_id
 
 
-def first_row(catalog: Catalog, sql: str, params: Sequence[Any] | None = None) -> tuple[Any, ...] | None:
-    """Return the first row of an answer, read to its end: DuckDB registers no table while a result is unfinished."""
-    rows = catalog.rows(sql, params)
-    return rows[0] if rows else None
-
-
 def next_id(catalog: Catalog, table: str, column: str) -> int:
     """Return the first unused id of a table."""
-    found = first_row(catalog, f"SELECT coalesce(max({column}) + 1, 0) FROM {table}")
+    found = catalog.one(f"SELECT coalesce(max({column}) + 1, 0) FROM {table}")
     return int(found[0]) if found else 0
 
 
