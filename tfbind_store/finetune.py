@@ -97,7 +97,7 @@ class PretrainConfig:
     """Of weights with two axes or more."""
     warmup: float = 0.05
     """Share of the training in which the learning rate rises."""
-    clip: float = 10.0
+    clip: float = 3.0
     """Largest norm of a step's gradient."""
     reverse_complement: bool = True
     """Turn half of the examples round, labels mirrored."""

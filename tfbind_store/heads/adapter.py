@@ -29,7 +29,7 @@ from tfbind_store.heads.blocks import MIN_TEMPERATURE, FeedForward, Filip, FiLM,
 class AdapterConfig(HeadConfig):
     """Sizes of the adapter head."""
 
-    width: int = 128
+    width: int = 192
     """Numbers per bin and per token."""
     n_queries: int = 8
     """Tokens per factor."""

@@ -144,6 +144,7 @@ class Filip(nn.Module):
     def forward(self, dna: Float[Tensor, "g n q w"], tokens: Float[Tensor, "g p h k v"]) -> Float[Tensor, "g h n p"]:
         """Return one similarity per head; `q` is 1 where the bins do not know the pair, else the number of pairs."""
         bins = F.normalize(rearrange(self.from_dna(dna), "g n q (h v) -> g h n q v", h=self.heads).float(), dim=-1)
+        bins = bins / self.temperature  # here, not on the much larger similarities
         nothing = torch.einsum("ghnqv,hv->ghnq", bins, F.normalize(self.null.float(), dim=-1))
         n_tokens = tokens.shape[3]
         if bins.shape[3] == 1:  # one product for all pairs and tokens
@@ -152,7 +153,7 @@ class Filip(nn.Module):
         else:
             similarity = torch.einsum("ghnpv,gphkv->ghnkp", bins, tokens)
         # cosines are bounded, so the exponentials cannot overflow and need no shift by their maximum: half the passes
-        total = (similarity / self.temperature).exp().sum(-2) + (nothing / self.temperature).exp()
+        total = similarity.exp().sum(-2) + nothing.exp()
         return self.temperature * (total.log() - math.log(n_tokens + 1))
 
 
