@@ -29,7 +29,7 @@ def test_empty_parts_take_no_line() -> None:
 def test_each_is_drawn_in_the_tree_and_pickles(cls: type[errors.TfbindError]) -> None:
     assert errors.__doc__ is not None
     assert cls.__name__ in errors.__doc__
-    back = pickle.loads(pickle.dumps(cls("what", where="here", fix="so")))  # noqa: S301
+    back = pickle.loads(pickle.dumps(cls("what", where="here", fix="so")))
     assert type(back) is cls
     assert (back.what, back.where, back.fix) == ("what", "here", "so")
 
