@@ -47,6 +47,17 @@ def test_columns_are_those_of_the_format(scored):
     assert scored.n_rows == len(rows(scored))
 
 
+def test_mean_curves_of_factors_with_enough_peaks_lie_beside_the_scores(scored):
+    """Of the held-out factor on training chromosomes: on the test chromosome no factor has 20 peaks."""
+    curves = Catalog.read_parquet(scored.path.with_name("curves.parquet"))
+    of_model = [row for row in curves.rows() if tuple(row[:3]) == ("roc", "unseen_factor", "model")]
+    assert len(of_model) == 101
+    under = float(np.trapezoid([row[5] for row in of_model], [row[4] for row in of_model]))
+    counted = rows(scored, holdout="unseen_factor", scorer="model")
+    assert min(row["n_positive"] for row in counted) >= 20
+    assert under == pytest.approx(np.mean([row["auroc"] for row in counted]), abs=0.02)
+
+
 def test_seen_factors_are_scored_on_test_chromosomes_only(scored):
     seen = rows(scored, factor="WEA", scorer="model")
     assert {(row["holdout"], row["chroms"]) for row in seen} == {("unseen_chromosome", "chr4")}

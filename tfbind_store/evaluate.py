@@ -23,6 +23,7 @@ from tfbind_store import baselines
 from tfbind_store import config as configs
 from tfbind_store.catalog import Catalog
 from tfbind_store.columns import Columns
+from tfbind_store.curves import MeanCurves
 from tfbind_store.errors import ConfigError, SelectionError
 from tfbind_store.feed import Experiments
 from tfbind_store.heads.checkpoint import write_atomically
@@ -34,7 +35,7 @@ from tfbind_store.query.selection import Selection
 from tfbind_store.scoring import LoadedRun, load_run, scorable_bins, score_bins
 from tfbind_store.store import Store
 
-SCORES_FILE, EVALUATION_FILE = "scores.parquet", "evaluation.json"
+SCORES_FILE, CURVES_FILE, EVALUATION_FILE = "scores.parquet", "curves.parquet", "evaluation.json"
 MODEL = "model"
 _log = logging.getLogger(__name__)
 
@@ -103,10 +104,15 @@ def evaluate_run(store: Store, run_name: str, config: EvaluateConfig | None = No
         fix = "give test chromosomes or held-out factors to tfbind select, or name --chroms"
         raise SelectionError(f"selection {selection.name} has no test rows", where=run_name, fix=fix)
     motifs = baselines.read_motifs(config.motifs) if config.motifs else []
-    found = [row for group in groups for row in _score_group(store, run, world, group, motifs, config)]
+    curves = MeanCurves()
+    found = [row for group in groups for row in _score_group(store, run, world, group, motifs, config, curves)]
     columns = Columns({name: np.array([row[name] for row in found]) for name in found[0]})
     path = store.run_dir(run_name) / SCORES_FILE
     Catalog.write_parquet(path, columns)
+    drawn = Columns({name: np.array(values) for name, values in curves.columns().items()})
+    path.with_name(CURVES_FILE).unlink(missing_ok=True)  # of an earlier evaluation, where this one has none
+    if drawn.n:
+        Catalog.write_parquet(path.with_name(CURVES_FILE), drawn)
     said = {
         "config": configs.to_mapping(config),
         "rule": str(world.truth.rule),
@@ -201,7 +207,13 @@ class _Predictions(NamedTuple):
 
 
 def _score_group(
-    store: Store, run: LoadedRun, world: World, group: Group, motifs: Sequence[baselines.Motif], config: EvaluateConfig
+    store: Store,
+    run: LoadedRun,
+    world: World,
+    group: Group,
+    motifs: Sequence[baselines.Motif],
+    config: EvaluateConfig,
+    curves: MeanCurves,
 ) -> Iterator[dict[str, Any]]:
     bins = scorable_bins(store, run.arrays.windows, group.chroms)
     predictions = _predict(run, world, group, bins)
@@ -221,6 +233,7 @@ def _score_group(
             kin = {factor: protein.genes for factor, protein in world.proteins.items()}
             scorers[baselines.ORACLE] = baselines.bound_by_others(world.truth, world.experiments, place, bins, kin=kin)
         for scorer, scores in scorers.items():
+            curves.add(group.holdout, scorer, labels, scores)
             yield _row(run.name, scorer, world, place, group, score_binary(labels, scores))
 
 

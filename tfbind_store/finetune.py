@@ -72,6 +72,12 @@ class TrunkConfig:
         halvings = bin_bp.bit_length() - 1
         if bin_bp != 2**halvings or halvings < 2:
             raise ConfigError(f"an Enformer's bins are 4, 8, 16, … bp wide, this store's {bin_bp}", where="trunk")
+        if self.dim % self.dim_divisible_by:
+            raise ConfigError(
+                f"dim is {self.dim}, must be a multiple of dim_divisible_by ({self.dim_divisible_by})",
+                where="trunk",
+                fix=f"--set trunk.dim={max(1, round(self.dim / self.dim_divisible_by)) * self.dim_divisible_by}",
+            )
         if self.dim % self.heads or self.dim // self.heads % 6:
             raise ConfigError(f"dim / heads is {self.dim}/{self.heads}, must be a multiple of 6", where="trunk")
         return {**configs.to_mapping(self), "num_downsamples": halvings, "output_heads": {}}
@@ -127,7 +133,7 @@ class PretrainResult(NamedTuple):
     """What `pretrain_trunk` made."""
 
     path: Path
-    """Folder of the trunk; ``tfbind embed windows --checkpoint`` reads it."""
+    """Folder of the trunk; ``tfbind embed STORE windows --checkpoint`` reads it."""
     n_steps: int
     n_tracks: int
     loss: float

@@ -117,7 +117,7 @@ class FactorProteins:
 
     def _absent(self, subunit: _Subunit) -> StoreError:
         if not subunit.has_sequence:
-            fix = "import a protein of that name: tfbind import proteins STORE FASTA, or leave the factor out"
+            fix = "import a protein of that name: tfbind import factors STORE FASTA, or leave the factor out"
             return StoreError(f"{subunit.gene} of factor {subunit.factor!r} has no sequence", fix=fix)
         what = f"the protein of {subunit.gene}, factor {subunit.factor!r}, has not been embedded"
         return StoreError(what, where=self.array_name, fix="run tfbind embed STORE factors")

@@ -109,7 +109,7 @@ def scorable_bins(store: Store, windows_array: str, chroms: Sequence[str]) -> In
         raise MissingWindow(
             f"{len(missing):,} of {len(windows):,} windows are not embedded (first: {int(missing[0])})",
             where=windows_array,
-            fix=f"embed them: tfbind embed windows {store.path}",
+            fix=f"embed them: tfbind embed {store.path} windows",
         )
     return np.asarray(every[array.is_ok(every // store.grid.n_bins)])
 

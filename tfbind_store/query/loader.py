@@ -244,5 +244,5 @@ class Loader:
                 f"{int(missing.sum()):,} of {self.n_rows:,} rows need {len(windows):,} windows that are not embedded "
                 f"(first: {int(windows[0])})",
                 where=self.arrays.windows,
-                fix=f"embed them: tfbind embed windows {self._path}",
+                fix=f"embed them: tfbind embed {self._path} windows",
             )
