@@ -27,6 +27,7 @@ LAYERS: list[list[set[str]]] = [
     [{"scoring"}],
     [{"feed"}],
     [{"precompute"}, {"query"}, {"heads"}, {"ingest"}],
+    [{"verify", "repair", "garbage"}],
     [{"store", "identity", "residues", "stock"}],
     [
         {"catalog", "columns", "migrations", "snapshots"},

@@ -182,6 +182,14 @@ class TestWriter:
         assert sorted(os.listdir(store.path / "catalog" / "snapshots")) == ["4", "5", "6", "CURRENT"]
         assert store.snapshot == 6
 
+    def test_a_writer_that_raised_is_no_alarm_for_the_next_one(self, store, caplog):
+        with pytest.raises(ZeroDivisionError), store.writer() as catalog:
+            catalog.execute("INSERT INTO data.meta VALUES ('key', 'half')")
+            raise ZeroDivisionError
+        with store.writer() as catalog:
+            assert catalog.one("SELECT value FROM data.meta WHERE key = 'key'") is None
+        assert caplog.records == []
+
     def test_a_writer_that_raises_leaves_no_trace(self, store):
         def fail():
             with store.writer() as catalog:

@@ -101,14 +101,15 @@ def publish_shard(
     """
     _require_fits(layout, shard_id, data, states)
     make_directory(layout.receipts_dir, fs=fs)
-    while True:
-        current = _current(layout, shard_id)
-        content = _merged(layout, shard_id, data, list(states), dict(reasons or {}), current)
-        if current is not None and tuple(content.states) == current.states and _is_settled(layout, current):
-            return current
-        receipt = _commit(layout, shard_id, content, current, dict(provenance or {}), fs)
-        if receipt is not None:
-            return receipt
+    with file_lock(layout.writing_lock, shared=True):
+        while True:
+            current = _current(layout, shard_id)
+            content = _merged(layout, shard_id, data, list(states), dict(reasons or {}), current)
+            if current is not None and tuple(content.states) == current.states and _is_settled(layout, current):
+                return current
+            receipt = _commit(layout, shard_id, content, current, dict(provenance or {}), fs)
+            if receipt is not None:
+                return receipt
 
 
 def _require_fits(

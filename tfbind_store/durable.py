@@ -249,10 +249,10 @@ def _seal(value: Mapping[str, Any]) -> str:
 
 
 @contextlib.contextmanager
-def file_lock(path: Path, *, blocking: bool = True) -> Iterator[bool]:
+def file_lock(path: Path, *, blocking: bool = True, shared: bool = False) -> Iterator[bool]:
     """Hold an advisory lock on `path`; yields False where another holds it or the disk knows no locks.
 
-    The lock goes when the process ends, however it ends; the file stays.
+    The lock goes when the process ends, however it ends; the file stays. Several may hold it `shared` at once.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -261,7 +261,8 @@ def file_lock(path: Path, *, blocking: bool = True) -> Iterator[bool]:
         return
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(descriptor, kind | (0 if blocking else fcntl.LOCK_NB))
             held = True
         except OSError:
             held = False

@@ -113,6 +113,11 @@ class ArrayLayout:
         """Return a shard's Zarr key."""
         return ".".join(["c", str(shard_id), *("0" for _ in self.row_shape)])
 
+    @property
+    def writing_lock(self) -> Path:
+        """Held, shared, by whoever writes shards; whoever removes files holds it alone."""
+        return self.receipts_dir / "writing.lock"
+
     def where(self, shard_id: int) -> str:
         """Name a shard for an error."""
         return str(self.shard_path(shard_id))

@@ -13,8 +13,9 @@ import logging
 import mmap
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import xxhash
 
@@ -54,6 +55,7 @@ class Snapshots:
         self._marker = folder / "writing"
         self._snapshots = folder / "snapshots"
         self._current = self._snapshots / "CURRENT"
+        self._imports = folder / "imports.json"
         self._fs = fs
 
     def newest(self) -> Path:
@@ -72,24 +74,31 @@ class Snapshots:
             raise CatalogError(what, where=str(path), fix="run tfbind rebuild-catalog")
         return path
 
+    @property
+    def _write_ahead(self) -> Path:
+        return self.working.with_name(_DATABASE + ".wal")
+
     def begin(self) -> None:
         """Prepare the working file for a writer: as it was left, or as the newest snapshot if a writer died."""
         make_directory(self._snapshots, fs=self._fs)
-        log = self.working.with_name(_DATABASE + ".wal")
-        was_left_well = self.working.is_file() and not self._marker.exists() and not log.exists()
+        was_left_well = self.working.is_file() and not self._marker.exists() and not self._write_ahead.exists()
         if not was_left_well and self._current.exists():
-            self._restore(log)
+            _log.warning("the last writer did not end well: %s is made anew from the newest snapshot", self.working)
+            self._restore()
         publish(self._marker, [b"a writer is at work, or died\n"], fs=self._fs)
 
-    def _restore(self, log: Path) -> None:
-        _log.warning("the last writer did not end well: %s is made anew from the newest snapshot", self.working)
+    def roll_back(self) -> None:
+        """Throw away what a writer did that has closed the working file after an error; the next one finds order."""
+        if self._current.exists():
+            self._restore()
+            self.end()
+
+    def _restore(self) -> None:
         number, _, digest = self._read_current()
         with typed_errors(self.working):
-            log.unlink(missing_ok=True)
+            self._write_ahead.unlink(missing_ok=True)
+            self._require_hash(self._path(number), digest)
             with _mapped(self._path(number)) as content:
-                if xxhash.xxh3_128_hexdigest(content) != digest:
-                    what = "the newest snapshot does not hash to what it was published with"
-                    raise CatalogError(what, where=str(self._path(number)), fix="run tfbind rebuild-catalog")
                 publish(self.working, [content], fs=self._fs)
 
     def end(self) -> None:
@@ -114,6 +123,65 @@ class Snapshots:
         for old in sorted(self._numbers())[:-KEEP]:
             shutil.rmtree(self._path(old).parent, ignore_errors=True)
         return path
+
+    def require_whole(self) -> None:
+        """Refuse a newest snapshot whose bytes changed.
+
+        Raises
+        ------
+        CatalogError
+            If it does not hash to what CURRENT says.
+        """
+        self._require_hash(self.newest(), self._read_current()[2])
+
+    def _require_hash(self, path: Path, digest: str) -> None:
+        with _mapped(path) as content:
+            if xxhash.xxh3_128_hexdigest(content) != digest:
+                what = "the newest snapshot does not hash to what it was published with"
+                raise CatalogError(what, where=str(path), fix="run tfbind rebuild-catalog")
+
+    def candidates(self) -> list[Path]:
+        """Return the snapshots there are, newest first, whole or not."""
+        numbers = sorted(self._numbers(), reverse=True) if self._snapshots.is_dir() else []
+        return [path for path in map(self._path, numbers) if path.is_file()]
+
+    def folders(self) -> list[Path]:
+        """Return the folders in which a writer writes."""
+        return [self._snapshots, *(path.parent for path in self.candidates())]
+
+    def leftovers(self) -> list[Path]:
+        """Return folders of snapshots that CURRENT has left behind or that were never finished."""
+        newest = self.number()
+        numbers = sorted(self._numbers())
+        return [self._path(number).parent for number in numbers if number > newest or number <= newest - KEEP]
+
+    def adopt(self, database: Path, aside: Path) -> None:
+        """Make another database the working file; what was there goes to the folder `aside`."""
+        make_directory(aside, fs=self._fs)
+        make_directory(self._snapshots, fs=self._fs)
+        with typed_errors(self.working):
+            for path in (self.working, self._write_ahead, self._current):
+                if path.exists():
+                    self._fs.rename(path, aside / path.name)
+            with _mapped(database) as content:
+                publish(self.working, [content], fs=self._fs)
+            self._marker.unlink(missing_ok=True)
+
+    def record_imports(self, calls: Sequence[Mapping[str, Any]]) -> None:
+        """Keep the calls that filled the catalog beside it, so that it can be made again without it."""
+        content = sealed_json({"imports": list(calls)})
+        with contextlib.suppress(OSError):
+            if read_regular(self._imports) == content:
+                return
+        publish(self._imports, [content], fs=self._fs)
+
+    def recorded_imports(self) -> list[dict[str, Any]] | None:
+        """Return what `record_imports` kept; None where it is absent or damaged."""
+        try:
+            calls: list[dict[str, Any]] = unsealed_json(read_regular(self._imports))["imports"]
+        except (OSError, ValueError, KeyError):
+            return None
+        return calls
 
     def number(self) -> int:
         """Return the newest snapshot's number."""

@@ -22,6 +22,8 @@ from tfbind_store.loci import Tiling
 from tfbind_store.receipts import Receipt, WindowState
 from tfbind_store.spec import canonical_json
 
+IMPORTS_KEY = "imports"
+"""Of ``data.meta``: JSON list of import calls."""
 _ROW_TABLES = {
     "proteins": ("data.protein_rows", ("sha256", "first_row", "n_rows", "truncated")),
     "contexts": ("data.context_rows", ("sha256", "row_index", "truncated")),
@@ -118,6 +120,13 @@ def _shard_columns(receipts: list[Receipt]) -> dict[str, Any]:
         "size_bytes": [receipt.size_bytes for receipt in receipts],
         "xxh3_128": [receipt.xxh3_128 for receipt in receipts],
     }
+
+
+def recorded_imports(catalog: Catalog) -> list[dict[str, Any]]:
+    """Return the calls that filled the catalog, in their order, as `ingest.calls` recorded them."""
+    found = catalog.one("SELECT value FROM data.meta WHERE key = ?", [IMPORTS_KEY])
+    calls: list[dict[str, Any]] = json.loads(found[0]) if found else []
+    return calls
 
 
 def index_descriptions(catalog: Catalog, selections: Mapping[str, Path], runs: Mapping[str, Path]) -> None:

@@ -27,7 +27,7 @@ from tfbind_store import stock
 from tfbind_store.arrays import OnDamage, ShardedArray, Verify, create_array
 from tfbind_store.catalog import Catalog
 from tfbind_store.durable import make_directory, publish, typed_errors
-from tfbind_store.errors import CatalogError, SpecError, StoreBusy, StoreError, StoreExists
+from tfbind_store.errors import CatalogError, SpecError, StoreBusy, StoreError, StoreExists, TfbindError
 from tfbind_store.genome import Genome, write_genome
 from tfbind_store.identity import FILE_NAME, StoreMeta, meta_bytes, new_meta, read_meta
 from tfbind_store.layouts import read_layout
@@ -72,7 +72,8 @@ class Store:
         self.grid = meta.grid
         self.genome = Genome(path / "genome" / "codes.u8", meta.chromosomes)
         self.tiling = Tiling.over(meta.grid, self.genome.lengths_bp)
-        self._snapshots = Snapshots(path / "catalog")
+        self.snapshots = Snapshots(path / "catalog")
+        """The catalog's files."""
 
     # making and opening ----------------------------------------------------------------------------------------------
 
@@ -147,7 +148,7 @@ class Store:
 
     def reader(self) -> Catalog:
         """Return the newest snapshot of the catalog, for a ``with`` block; writers do not disturb it."""
-        catalog = Catalog.open_snapshot(self._snapshots.newest())
+        catalog = Catalog.open_snapshot(self.snapshots.newest())
         found = catalog.one("SELECT value FROM data.meta WHERE key = 'genome'")
         if not found or found[0] != self.meta.genome:
             catalog.close()
@@ -159,7 +160,7 @@ class Store:
     @property
     def snapshot(self) -> int:
         """Number of the newest snapshot."""
-        return self._snapshots.number()
+        return self.snapshots.number()
 
     @contextlib.contextmanager
     def writer(self, *, snapshot: bool = True, wait_seconds: float = 0) -> Iterator[Catalog]:
@@ -181,22 +182,30 @@ class Store:
         StoreReadOnly
             If the store cannot be written.
         """
-        with self._lock(wait_seconds):
-            self._snapshots.begin()
-            with Catalog.open_writer(self._snapshots.working) as catalog:
-                yield catalog
-                self._take_stock(catalog)
-                catalog.execute("CHECKPOINT")
+        with self.locked(wait_seconds=wait_seconds):
+            self.snapshots.begin()
+            try:
+                with Catalog.open_writer(self.snapshots.working) as catalog:
+                    yield catalog
+                    self._take_stock(catalog)
+                    calls = stock.recorded_imports(catalog)
+                    catalog.execute("CHECKPOINT")
+            except BaseException:
+                with contextlib.suppress(TfbindError):  # else the next writer does it, and says so
+                    self.snapshots.roll_back()
+                raise
             if snapshot:
-                self._snapshots.publish()
-            self._snapshots.end()
+                self.snapshots.publish()
+            self.snapshots.end()
+            self.snapshots.record_imports(calls)
 
     def _take_stock(self, catalog: Catalog) -> None:
         stock.index_arrays(catalog, [self.array(name, on_damage="exclude") for name in self.array_names()])
         self.index_runs_and_selections(catalog)
 
     @contextlib.contextmanager
-    def _lock(self, wait_seconds: float) -> Iterator[None]:
+    def locked(self, *, wait_seconds: float = 0) -> Iterator[None]:
+        """Keep every writer of the catalog out."""
         path = self.path / "locks" / "catalog.lock"
         make_directory(path.parent)
         with typed_errors(path):

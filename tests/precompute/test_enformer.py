@@ -28,6 +28,7 @@ from tfbind_store.precompute.enformer import (
     save_trunk,
     trunk_features,
 )
+from tfbind_store.precompute.weights import read_safetensors
 
 SMALL = {"dim": 48, "depth": 1, "heads": 4, "attn_dim_key": 8, "num_downsamples": 7, "dim_divisible_by": 8}
 GRID = Grid(window_bp=1024, n_bins=4, bin_bp=128)
@@ -199,6 +200,21 @@ class TestSaveAndLoad:
         assert stored
         assert not any(name.startswith(("_trunk.", "_heads.")) for name in stored)
         assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+
+    def test_the_same_trunk_gives_the_same_bytes(self, trunk, tmp_path):
+        files = [save_trunk(trunk.model, tmp_path / name, SEEN, notes={"a": 1, "b": 2}) for name in "xy"]
+        first, second = ((folder / "model.safetensors").read_bytes() for folder in files)
+        assert first == second
+        header = json.loads(first[8 : 8 + int.from_bytes(first[:8], "little")])
+        assert list(header["__metadata__"]) == ["tfbind-trunk-2"]  # several keys come in the order of a hash
+
+    def test_a_card_of_the_first_format_is_read(self, trunk, tmp_path):
+        folder = save_trunk(trunk.model, tmp_path / "new", SEEN, notes={"a": 1})
+        tensors, stated = read_safetensors(folder / "model.safetensors")
+        parts = json.loads(stated["tfbind-trunk-2"])
+        old = {"format": "tfbind-trunk-1", **{name: json.dumps(part) for name, part in parts.items()}}
+        save_file(tensors, folder / "model.safetensors", metadata=old)
+        assert load_trunk(folder).card == load_trunk(save_trunk(trunk.model, tmp_path, SEEN, notes={"a": 1})).card
 
     def test_the_card_is_part_of_the_spec(self, trunk, tmp_path):
         loaded = load_trunk(save_trunk(trunk.model, tmp_path, SEEN))

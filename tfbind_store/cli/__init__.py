@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from tfbind_store import __version__
-from tfbind_store.cli import doctor, embedding, importing, learning, running, selecting, stores
+from tfbind_store.cli import doctor, embedding, importing, keeping, learning, running, selecting, stores
 from tfbind_store.cli.frame import MainGroup
 
 
@@ -30,6 +30,10 @@ for command in (
     learning.pretrain,
     embedding.plan,
     embedding.embed,
+    keeping.verify,
+    keeping.repair,
+    keeping.gc,
+    keeping.rebuild_catalog,
     learning.train,
     learning.evaluate,
     learning.report,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tfbind_store.errors import PeakFileError
+from tfbind_store.ingest.calls import recorded
 from tfbind_store.ingest.naming import plain_name
 from tfbind_store.ingest.rows import place_rows
 from tfbind_store.ingest.sources import FileIdentity, ImportReport, add_source, check_drop, check_strict, earlier_import
@@ -17,6 +18,7 @@ from tfbind_store.store import Store
 SPLITS = ("train", "valid", "test")
 
 
+@recorded
 def import_blacklist(
     store: Store, path: Path | str, *, name: str | None = None, drop: Collection[str] = (), strict: bool = False
 ) -> ImportReport:
@@ -45,6 +47,7 @@ def import_blacklist(
     return _import(store, "blacklist", path, "data.exclusions", columns, [name or plain_name(path.name)], drop, strict)
 
 
+@recorded
 def import_loci(
     store: Store,
     path: Path | str,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from tfbind_store.catalog import Catalog
 from tfbind_store.contexts import DEFAULT_TEMPLATE, check_template, metadata_for, read_biotypes
 from tfbind_store.errors import InputFileError, NameParseError
+from tfbind_store.ingest.calls import recorded
 from tfbind_store.ingest.naming import COLUMN_WORDS, column_of, experiment_name
 from tfbind_store.ingest.registry import (
     Names,
@@ -50,6 +51,7 @@ class _Stored(NamedTuple):
     factors: frozenset[str]
 
 
+@recorded
 def import_experiments(
     store: Store,
     path: Path | str,
@@ -255,6 +257,7 @@ def _update(catalog: Catalog, found: Iterable[tuple[_Row, list[str]]]) -> None:
         )
 
 
+@recorded
 def import_biotypes(
     store: Store, path: Path | str, *, template: str = DEFAULT_TEMPLATE, key: str | None = None, strict: bool = False
 ) -> ImportReport:

@@ -17,6 +17,7 @@ import numpy as np
 from tfbind_store.catalog import Catalog
 from tfbind_store.errors import NameParseError, PeakFileError
 from tfbind_store.ingest.aliases import add_aliases, read_aliases
+from tfbind_store.ingest.calls import recorded
 from tfbind_store.ingest.labelling import Labels
 from tfbind_store.ingest.naming import FileNames, peak_files
 from tfbind_store.ingest.registry import Names, ensure_experiments
@@ -54,6 +55,7 @@ class Options(NamedTuple):
         }
 
 
+@recorded
 def import_peaks(
     store: Store,
     path: Path | str,

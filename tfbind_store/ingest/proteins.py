@@ -8,6 +8,7 @@ from pathlib import Path
 from tfbind_store.catalog import Catalog
 from tfbind_store.errors import ProteinError
 from tfbind_store.factors import SPECIES_PRIORITY, Protein, ProteinTable, read_proteins, read_synonyms
+from tfbind_store.ingest.calls import recorded
 from tfbind_store.ingest.registry import Names, resolve_again
 from tfbind_store.ingest.sources import (
     FileIdentity,
@@ -23,6 +24,7 @@ from tfbind_store.names import near_miss
 from tfbind_store.store import Store
 
 
+@recorded
 def import_proteins(
     store: Store,
     path: Path | str,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from tfbind_store.catalog import Catalog
 from tfbind_store.errors import ConfigError, InputFileError, StrictError
+from tfbind_store.ingest.calls import note_call
 from tfbind_store.spec import canonical_json
 
 log = logging.getLogger(__name__)
@@ -60,6 +61,11 @@ def _digest(path: Path) -> tuple[str, int]:
         raise InputFileError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
 
 
+def digest_of(path: Path) -> str:
+    """Return the sha256 of a file, or of all files of a folder with their names."""
+    return _digest(path)[0]
+
+
 def earlier_import(catalog: Catalog, file: FileIdentity) -> ImportReport | None:
     """Return the report of an import of the same bytes with the same options, if there was one."""
     found = catalog.one(
@@ -88,6 +94,7 @@ def add_source(catalog: Catalog, file: FileIdentity, report: ImportReport) -> in
         "dropped": canonical_json(report.dropped),
     }
     catalog.insert("data.sources", {name: [value] for name, value in row.items()})
+    note_call(catalog, digest_of)
     log.info("%s: %d of %d rows kept, dropped %s", file.path, report.rows_kept, report.rows_read, report.dropped)
     return source_id
 

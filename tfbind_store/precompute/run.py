@@ -228,7 +228,7 @@ def require_same_numbers(job: WindowJob, array: ShardedArray) -> None:
         return
     window = int(ok[0])
     _, now = next(iter(job.embed([window])))
-    cosine = _cosine(array.row(window).astype(np.float32), now)
+    cosine = cosine_of(array.row(window).astype(np.float32), now)
     if not cosine >= CANARY_COSINE:
         raise SpecError(
             f"window {window} is stored with other numbers than this embedder gives (cosine {cosine:.6f})",
@@ -289,7 +289,8 @@ def _all_n(store: Store) -> Bool[np.ndarray, " n_windows"]:
     return np.asarray(found >= 1)
 
 
-def _cosine(first: Float32[np.ndarray, "..."], second: Float32[np.ndarray, "..."]) -> float:
+def cosine_of(first: Float32[np.ndarray, "..."], second: Float32[np.ndarray, "..."]) -> float:
+    """Return the cosine of the angle between two blocks of numbers."""
     a, b = first.ravel().astype(np.float64), second.ravel().astype(np.float64)
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / norm if norm else float(np.array_equal(a, b))

@@ -23,7 +23,8 @@ from tfbind_store.errors import WeightsError
 from tfbind_store.precompute.weights import first_file, read_safetensors, read_tensors
 from tfbind_store.spec import canonical_json
 
-CARD_FORMAT = "tfbind-trunk-1"
+CARD_FORMAT = "tfbind-trunk-2"
+FIRST_CARD_FORMAT = "tfbind-trunk-1"
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 DOUBLED = "_trunk."
@@ -120,12 +121,9 @@ def save_trunk(
         config["output_heads"] = {}
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEADS)}
     card = TrunkCard(trained_on=trained_on, notes=dict(notes or {}))
-    metadata = {
-        "format": CARD_FORMAT,
-        "config": canonical_json(config),
-        "trained_on": canonical_json(card.trained_on_json),
-        "notes": canonical_json(dict(card.notes)),
-    }
+    # one key: safetensors writes several in an order that changes from process to process
+    stated = {"config": config, "trained_on": card.trained_on_json, "notes": dict(card.notes)}
+    metadata = {CARD_FORMAT: canonical_json(stated)}
     _replace(folder / WEIGHT_FILES[0], lambda path: save_file(tensors, path, metadata=metadata))
     text = json.dumps({"model_type": "enformer", **config}, indent=2, sort_keys=True) + "\n"
     _replace(folder / CONFIG_FILE, lambda path: Path(path).write_text(text, encoding="utf-8"))
@@ -150,7 +148,7 @@ def load_trunk(folder: Path | str, *, use_tf_gamma: bool | None = None) -> Trunk
     folder = Path(folder)
     path = first_file(folder, WEIGHT_FILES, what="Enformer weights")
     tensors, metadata = read_safetensors(path) if path.suffix == ".safetensors" else (read_tensors(path), {})
-    config, card = _read_card(metadata) if metadata.get("format") == CARD_FORMAT else (None, TrunkCard())
+    config, card = _read_card(metadata)
     if config is None:
         config = _read_config(folder / CONFIG_FILE)
     if use_tf_gamma is not None:
@@ -190,10 +188,15 @@ def fill(model: Enformer, tensors: Mapping[str, torch.Tensor], *, where: str) ->
         raise WeightsError(f"weights do not fit their config: {str(error)[:300]}", where=where) from error
 
 
-def _read_card(metadata: Mapping[str, str]) -> tuple[dict[str, Any], TrunkCard]:
-    """Return architecture and card out of the metadata that `save_trunk` wrote."""
-    card = TrunkCard(trained_on=json.loads(metadata["trained_on"]), notes=json.loads(metadata["notes"]))
-    return dict(json.loads(metadata["config"])), card
+def _read_card(metadata: Mapping[str, str]) -> tuple[dict[str, Any] | None, TrunkCard]:
+    """Return architecture and card out of the metadata that `save_trunk` wrote; an empty card out of any other."""
+    if CARD_FORMAT in metadata:
+        stated = json.loads(metadata[CARD_FORMAT])
+    elif metadata.get("format") == FIRST_CARD_FORMAT:
+        stated = {name: json.loads(metadata[name]) for name in ("config", "trained_on", "notes")}
+    else:
+        return None, TrunkCard()
+    return dict(stated["config"]), TrunkCard(trained_on=stated["trained_on"], notes=stated["notes"])
 
 
 def _read_config(path: Path) -> dict[str, Any]:
