@@ -10,7 +10,7 @@ import json
 import numpy as np
 import pytest
 
-from tfbind_store.errors import SpecError
+from tfbind_store.errors import ProteinError, SpecError
 from tfbind_store.loci import Grid, Locus, Tiling
 from tfbind_store.spec import EmbeddingSpec
 
@@ -159,6 +159,28 @@ class SequenceEmbedderContract:
         for sequence, result in zip(self.sequences, together, strict=True):
             alone = next(iter(embedder.embed([sequence])))
             np.testing.assert_allclose(alone.values, result.values, rtol=0, atol=self.tolerance)
+
+    def test_one_rule_for_letters(self, embedder):
+        for sequence in ("mkvla", "MK-V.LA*", "MKV LA\n", [10, 8, 17, 20, 9, 0, 20], np.array([10, 8, 17, 9, 0])):
+            expected, found = embedder.embed(["MKVLA", sequence])
+            np.testing.assert_allclose(found.values, expected.values, rtol=0, atol=self.tolerance)
+        assert len(next(iter(embedder.embed(["MKBJOUXZ"]))).values) == 8
+
+    @pytest.mark.parametrize(
+        ("sequence", "reason"),
+        [
+            ("", "empty"), ("--", "empty"), ([20, 20], "empty"), ("M*K", r"'\*' at residue 2"),
+            ("MK1", "'1' at residue 3"), ("M<mask>", "'<' at residue 2"), ([1, 21], "number 21 at residue 2"),
+            ([1, -1], "number -1"), ([[1, 2]], "one row of integers"), ([0.5], "one row of integers"),
+        ],
+    )  # fmt: skip
+    def test_anything_else_is_refused_with_its_position(self, embedder, sequence, reason):
+        with pytest.raises(ProteinError, match=reason):
+            list(embedder.embed([sequence]))
+
+    def test_a_bare_string_is_no_list_of_proteins(self, embedder):
+        with pytest.raises(ProteinError, match="list of sequences"):
+            list(embedder.embed("MKVLA"))
 
     def test_a_changed_residue_changes_its_row(self, embedder):
         first, second = embedder.embed(["MKVLAAGIVG", "MKVLWAGIVG"])

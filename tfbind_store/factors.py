@@ -104,7 +104,7 @@ def read_proteins(
             n_read += 1
             entry, named = _entry(header, text, file, in_folder=path.is_dir())
             n_unnamed += not named
-            reason = _bad_sequence(entry.sequence)
+            reason = bad_sequence(entry.sequence)
             if reason and not drop_bad:
                 raise ProteinError(f"{entry.symbol}: {reason}", where=f"{file}:{line}", fix="correct or remove it")
             if reason:
@@ -160,7 +160,14 @@ def clean_sequence(text: str) -> str:
     return re.sub(r"[\s.-]", "", text).upper().removesuffix("*")
 
 
-def _bad_sequence(sequence: str) -> str | None:
+def bad_sequence(sequence: str) -> str | None:
+    """Return what is wrong with a cleaned sequence, with letter and position; None if nothing is.
+
+    Examples
+    --------
+    >>> bad_sequence("MK1")
+    "letter '1' at residue 3 is no amino acid"
+    """
     if not sequence:
         return "the sequence is empty"
     for place, letter in enumerate(sequence, 1):

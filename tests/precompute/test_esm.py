@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 
 import esm as fair_esm
 import numpy as np
@@ -11,9 +10,9 @@ import pytest
 import torch
 
 from tests.contracts import SequenceEmbedderContract
-from tfbind_store.errors import ConfigError, ProteinError, UnsafeFile, WeightsError
+from tfbind_store.errors import ConfigError, UnsafeFile, WeightsError
 from tfbind_store.precompute.embedder import make_sequence_embedder
-from tfbind_store.precompute.esm import EsmEmbedder, load_esm, random_esm2, stretch_starts
+from tfbind_store.precompute.esm import EsmEmbedder, EsmOptions, load_esm, random_esm2
 
 SMALL = {"num_layers": 2, "embed_dim": 32, "attention_heads": 4, "seed": 1, "device": "cpu"}
 PROTEIN = "MKVLAAGIVGLNDERSTWYHCFPQ"
@@ -28,6 +27,8 @@ def one_thread():
 
 
 class TestEsm2KeepsTheContract(SequenceEmbedderContract):
+    tolerance = 1e-5
+
     @pytest.fixture
     def embedder(self):
         return make_sequence_embedder("esm", SMALL)
@@ -85,7 +86,7 @@ class TestNumbersAreFairEsms:
     def test_of_the_last_and_of_a_middle_layer(self):
         model, alphabet = random_esm2(2, 32, 4, seed=1)
         for layer in (2, 1):
-            ours = rows(EsmEmbedder(model, alphabet, layer=layer, device="cpu"), PROTEIN)
+            ours = rows(EsmEmbedder(model, alphabet, EsmOptions(layer=layer, device="cpu")), PROTEIN)
             np.testing.assert_allclose(ours, plain(model, alphabet, PROTEIN, layer), rtol=0, atol=1e-6)
 
     def test_of_an_esm2_file(self, tmp_path):
@@ -102,44 +103,69 @@ class TestNumbersAreFairEsms:
         assert embedder.spec().identity["class"] == "esm.ProteinBertModel"
 
 
-class TestLongProteins:
-    @pytest.mark.parametrize(
-        ("length", "window", "overlap", "starts"),
-        [
-            (1022, 1022, 256, [0]),
-            (1023, 1022, 256, [0, 1]),
-            (1788, 1022, 256, [0, 766]),
-            (1789, 1022, 256, [0, 384, 767]),
-            (1, 8, 4, [0]),
-        ],
-    )
-    def test_stretches(self, length, window, overlap, starts):
-        assert stretch_starts(length, window, overlap) == starts
+def transformers_folder(folder, seed: int = 3, **config):
+    """Write a random ESM-2 as transformers does, and return its model."""
+    from transformers import EsmConfig, EsmModel
 
-    @pytest.mark.parametrize("length", [13, 16, 17, 24, 40, 41])
-    def test_stretches_cover_everything_and_overlap_enough(self, length):
-        starts = stretch_starts(length, 16, 6)
-        covered = {place for start in starts for place in range(start, min(start + 16, length))}
-        assert covered == set(range(length))
-        assert starts[-1] + 16 >= length
-        assert all(second - first <= 10 for first, second in itertools.pairwise(starts))
-        assert starts == sorted(set(starts))
+    torch.manual_seed(seed)
+    settings = dict(
+        vocab_size=33, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
+        position_embedding_type="rotary", token_dropout=True, emb_layer_norm_before=False, layer_norm_eps=1e-5,
+        mask_token_id=32, pad_token_id=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = EsmModel(EsmConfig(**settings | config), add_pooling_layer=False).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2)
+    model.save_pretrained(folder)
+    alphabet = fair_esm.Alphabet.from_architecture("ESM-1b")
+    (folder / "vocab.txt").write_text("\n".join(alphabet.all_toks))
+    return model
 
-    def test_every_residue_has_a_row_and_overlaps_are_averaged(self):
-        model, alphabet = random_esm2(2, 32, 4, seed=1)
-        embedder = EsmEmbedder(model, alphabet, window=16, overlap=6, device="cpu")
-        result = next(iter(embedder.embed([PROTEIN])))
-        assert result.values.shape == (24, 32)
-        assert result.truncated is False
-        first, second = (plain(model, alphabet, PROTEIN[s : s + 16], 2) for s in (0, 8))
-        np.testing.assert_allclose(result.values[:8], first[:8], rtol=0, atol=1e-6)
-        np.testing.assert_allclose(result.values[8:16], (first[8:] + second[:8]) / 2, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(result.values[16:], second[8:], rtol=0, atol=1e-6)
 
-    def test_the_longest_that_fits_is_read_at_once(self):
-        embedder = make_sequence_embedder("esm", {**SMALL, "num_layers": 1})
-        assert len(rows(embedder, "MK" * 511)) == 1022
-        assert len(rows(embedder, "MK" * 511 + "V")) == 1023
+class TestATransformersFolderIsAnEqual:
+    def test_its_numbers_are_those_of_transformers(self, tmp_path):
+        model = transformers_folder(tmp_path)
+        alphabet = fair_esm.Alphabet.from_architecture("ESM-1b")
+        _, _, tokens = alphabet.get_batch_converter()([("x", PROTEIN)])
+        with torch.no_grad():
+            layers = model(tokens, output_hidden_states=True).hidden_states
+        for layer in (0, 1, 2):
+            embedder = make_sequence_embedder("esm", {"checkpoint": str(tmp_path), "layer": layer, "device": "cpu"})
+            expected = layers[layer][0, 1:-1].numpy()
+            np.testing.assert_allclose(rows(embedder, PROTEIN), expected, rtol=0, atol=2e-5)
+
+    def test_the_same_weights_as_a_published_file_have_the_same_fingerprint_and_numbers(self, tmp_path):
+        transformers_folder(tmp_path)
+        model, _ = load_esm(tmp_path)
+        cfg = argparse.Namespace(encoder_layers=2, encoder_embed_dim=32, encoder_attention_heads=4, token_dropout=True)
+        state = {f"encoder.sentence_encoder.{name}": tensor for name, tensor in model.state_dict().items()
+                 if not name.startswith(("lm_head", "contact_head"))}  # fmt: skip
+        state |= {f"encoder.{name}": tensor for name, tensor in model.state_dict().items() if "lm_head" in name}
+        torch.save({"cfg": {"model": cfg}, "model": state}, tmp_path / "esm2_t2.pt")
+        one, other = (
+            make_sequence_embedder("esm", {"checkpoint": str(place), "device": "cpu"})
+            for place in (tmp_path, tmp_path / "esm2_t2.pt")
+        )
+        assert one.spec().fingerprint == other.spec().fingerprint
+        np.testing.assert_array_equal(rows(one, PROTEIN), rows(other, PROTEIN))
+
+    def test_refusals(self, tmp_path):
+        transformers_folder(tmp_path / "old", position_embedding_type="absolute")
+        with pytest.raises(WeightsError, match="position_embedding_type is 'absolute'"):
+            load_esm(tmp_path / "old")
+        transformers_folder(tmp_path / "words")
+        (tmp_path / "words" / "vocab.txt").write_text("A\nC\n")
+        with pytest.raises(WeightsError, match="tokens are not ESM-2's"):
+            load_esm(tmp_path / "words")
+        transformers_folder(tmp_path / "torn")
+        from safetensors.torch import load_file, save_file
+
+        tensors = load_file(tmp_path / "torn" / "model.safetensors")
+        tensors.pop("encoder.layer.1.output.dense.weight")
+        save_file(tensors, tmp_path / "torn" / "model.safetensors")
+        with pytest.raises(WeightsError, match="1 tensors are absent"):
+            load_esm(tmp_path / "torn")
 
 
 class TestAlphabet:
@@ -147,11 +173,6 @@ class TestAlphabet:
         embedder = make_sequence_embedder("esm", SMALL)
         np.testing.assert_array_equal(rows(embedder, "MJK"), rows(embedder, "MXK"))
         assert len(rows(embedder, "MXBUZOK")) == 7
-
-    @pytest.mark.parametrize("sequence", ["", "mkv", "MK*", "MK-V", "MK.V", "M<mask>"])
-    def test_everything_else_is_refused(self, sequence):
-        with pytest.raises(ProteinError):
-            rows(make_sequence_embedder("esm", SMALL), sequence)
 
 
 class Trap:

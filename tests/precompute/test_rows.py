@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import signal
@@ -16,7 +17,7 @@ from tfbind_store.errors import EmbeddingError, Interrupted, NoSpace, SpecError,
 from tfbind_store.precompute import rows as rows_module
 from tfbind_store.precompute import upkeep
 from tfbind_store.precompute.composition import CompositionEmbedder
-from tfbind_store.precompute.embedder import SequenceEmbedding, TextEmbedding
+from tfbind_store.precompute.embedder import SequenceEmbedding, TextEmbedding, make_sequence_embedder
 from tfbind_store.precompute.hashed import HashedEmbedder, HashedOptions
 from tfbind_store.precompute.run import embed_contexts, embed_factors
 from tfbind_store.store import FactorProteins, Store
@@ -153,6 +154,44 @@ class TestFactors:
         np.testing.assert_array_equal(found.protein[0, :80], expected("MACDEFGH" * 10))
         np.testing.assert_array_equal(found.protein[1, :600], expected(PROTEINS["ABF1"]))
 
+    def test_one_factor_added_later_is_the_only_one_computed_and_the_log_says_so(self, store, caplog):
+        embed_factors(store, CompositionEmbedder())
+        with store.writer() as catalog:
+            add_proteins(catalog, {"LOST": "MACDEFGH" * 10}, first_id=9)
+            catalog.execute("UPDATE data.factor_subunits SET protein_id = 9 WHERE gene = 'LOST'")
+        with caplog.at_level(logging.INFO, logger="tfbind_store"):
+            embed_factors(store, CompositionEmbedder())
+        told = [record.getMessage() for record in caplog.records if record.name.endswith("rows")]
+        reused = [f"reused {gene} of proteins/composition" for gene in PROTEINS]
+        assert told == [*reused, "computed LOST: 80 rows"]
+
+    def test_pooled_and_cut_proteins_take_only_their_own_rows(self, store):
+        for name, options, n_rows in (
+            ("pooled", {"pooling": "mean"}, [1, 2]),
+            ("cut", {"long_proteins": "first", "window": 100}, [100, 200]),
+        ):
+            embedder = make_sequence_embedder("esm", {"num_layers": 1, "embed_dim": 16, "device": "cpu", **options})
+            report = embed_factors(store, embedder, name=name)
+            assert (report.n_truncated, report.is_complete) == (3 if name == "cut" else 0, True)
+            found = FactorProteins(store, f"proteins/{name}").get(np.array([0, 1]))
+            assert found.mask.sum(1).tolist() == n_rows
+
+    def test_a_refused_protein_does_not_stop_those_of_its_batch(self, store):
+        with store.writer() as catalog:
+            catalog.execute(
+                "UPDATE data.proteins SET sequence = 'MK*K', sha256 = ? WHERE symbol = 'REB1'", [sha("MK*K")]
+            )
+        embedder = make_sequence_embedder("esm", {"num_layers": 1, "embed_dim": 16, "device": "cpu"})
+        report = embed_factors(store, embedder)
+        assert [f.name for f in report.failures] == ["REB1"]
+        assert FactorProteins(store, "proteins/esm").get(np.array([2])).mask.sum() == 1200
+
+    def test_the_encoder_is_let_go_at_the_end(self, store):
+        embedder = WatchedProteins()
+        embedder.release = lambda: embedder.asked.append("released")
+        embed_factors(store, embedder)
+        assert embedder.asked[-1] == "released"
+
     def test_proteins_of_no_factor_only_when_asked_for(self, store):
         with store.writer() as catalog:
             add_proteins(catalog, {"OTHER": "MKKK"}, first_id=9)
@@ -176,7 +215,7 @@ class TestFactors:
             )
         report = embed_factors(store, CompositionEmbedder())
         assert [f.name for f in report.failures] == ["MCM1"]
-        assert "['*']" in report.failures[0].reason
+        assert report.failures[0].reason == "letter '*' at residue 3 is no amino acid"
 
     def test_a_signal_keeps_what_was_computed(self, store):
         def between(count):

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 WHAT = ("windows", "factors", "contexts")
 DEFAULT_EMBEDDER = {"windows": "enformer", "factors": "composition", "contexts": "hashed"}
 OFFICIAL_TRUNK = "EleutherAI/enformer-official-rough"
+WITHOUT_DEVICE = ("toy", "composition", "hashed", "imported")
+"""Embedders that run nowhere but on the CPU."""
 SHOWN_FAILURES = 5
 
 
@@ -35,6 +37,7 @@ def embedder_options(function: Kept) -> Kept:
             click.option("--checkpoint", metavar="PLACE", help="A model's folder, file or hub id."),
             click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="An option of the embedder."),
             click.option("--allow-download", is_flag=True, help="Ask the hub for weights that are not here."),
+            click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1; default a GPU if there is one."),
             click.option("--name", metavar="LABEL", help="The array's name; another embedder needs another."),
             click.option("--loci", metavar="SET", help="Only windows that touch this set of imported loci."),
             click.option("--chroms", metavar="LIST", help="Only windows of these chromosomes."),
@@ -106,8 +109,9 @@ def _plan_lines(planned: Plan, free: int) -> list[str]:
 def embed(store: Path, what: str, retry_failed: bool, as_json: bool, **options: Any) -> None:
     """Compute the embeddings that are missing; finished shards are kept, so the same command goes on.
 
-    Windows of the genome by a trunk (enformer), proteins of the factors (composition, which needs no weights, or esm),
-    texts of the biotypes (hashed, which needs none, or bert). Prints the plan first; refuses what does not fit.
+    Windows of the genome by a trunk (enformer), proteins of the factors (composition, which needs no weights, esm,
+    protalbert, or imported from files), texts of the biotypes (hashed, which needs none, or bert). Prints the plan
+    first; refuses what does not fit. -v says what is reused and what is computed.
     """
     from tfbind_store.precompute import run
     from tfbind_store.store import Store
@@ -141,15 +145,23 @@ def _report_lines(report: EmbedReport) -> list[str]:
     if report.n_truncated:
         lines.append(f"  {report.n_truncated:,} were longer than the model reads: their end was left out")
     lines += [f"  failed: {failure.name}: {failure.reason}" for failure in report.failures[:SHOWN_FAILURES]]
+    if rest := report.failures[SHOWN_FAILURES:]:
+        lines.append(f"  and {len(rest):,} more: {', '.join(failure.name for failure in rest)}")
     return lines
 
 
 def _choice(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: options[key] for key in ("embedder", "checkpoint", "settings", "allow_download")}
+    return {key: options[key] for key in ("embedder", "checkpoint", "settings", "allow_download", "device")}
 
 
 def _make(
-    what: str, *, embedder: str | None, checkpoint: str | None, settings: tuple[str, ...], allow_download: bool
+    what: str,
+    *,
+    embedder: str | None,
+    checkpoint: str | None,
+    settings: tuple[str, ...],
+    allow_download: bool,
+    device: str | None,
 ) -> Any:
     """Return the embedder that the options name."""
     from tfbind_store.precompute import embedder as embedders
@@ -162,6 +174,8 @@ def _make(
         options.setdefault("checkpoint", OFFICIAL_TRUNK)
     if allow_download:
         options["allow_download"] = True
+    if device and name not in WITHOUT_DEVICE:
+        options["device"] = device
     make = {
         "windows": embedders.make_window_embedder,
         "factors": embedders.make_sequence_embedder,

@@ -88,7 +88,7 @@ class BertEmbedder:
         if options.max_tokens < 3 or options.batch_size < 1:
             raise ConfigError("max_tokens must be 3 or more, batch_size 1 or more", where="options of embedder bert")
         self.options = options
-        self.device = pick_device(options.device)
+        self.device = pick_device(options.device, cpu_flag="CONTEXT_EMBED_USE_CPU")
         self.tokenizer = load_tokenizer(folder, lower_case=options.lower_case)
         self.model = load_bert(folder).to(self.device).eval()
         longest = getattr(self.model.config, "max_position_embeddings", options.max_tokens)

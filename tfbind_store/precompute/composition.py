@@ -9,7 +9,6 @@ numbers, so that a protein's rows never depend on the other proteins.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,14 +16,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from tfbind_store.errors import ConfigError, ProteinError
+from tfbind_store.errors import ConfigError
+from tfbind_store.factors import AMINO_ACIDS
+from tfbind_store.precompute.alphabet import require_list, residues
 from tfbind_store.precompute.embedder import SequenceEmbedding, read_options
 from tfbind_store.spec import EmbeddingSpec
 
-AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 SYNONYMS = {"U": "C", "O": "K"}
 """Selenocysteine and pyrrolysine are read as what they replace; B, Z, J and X as the background."""
-LETTERS = re.compile(r"[A-Z]+")
 SCALES: Mapping[str, tuple[float, ...]] = {
     name: tuple(map(float, text.split()))
     for name, text in {
@@ -94,12 +93,13 @@ class CompositionEmbedder:
         dim = len(self.widths) * self._table.shape[1] + 1
         return EmbeddingSpec(kind="proteins", embedder="composition", dim=dim, identity=identity)
 
-    def embed(self, sequences: Sequence[str]) -> Iterator[SequenceEmbedding]:
+    def embed(self, sequences: Sequence[str | Sequence[int] | np.ndarray]) -> Iterator[SequenceEmbedding]:
         """Yield one result per sequence; nothing is ever truncated."""
+        require_list(sequences)
         for sequence in sequences:
             yield SequenceEmbedding(self._one(sequence), False)
 
-    def _one(self, sequence: str) -> Float32[np.ndarray, "length dim"]:
+    def _one(self, sequence: str | Sequence[int] | np.ndarray) -> Float32[np.ndarray, "length dim"]:
         rows = self._table[residue_codes(sequence)]
         sums = np.concatenate([np.zeros((1, rows.shape[1])), rows.cumsum(axis=0)])
         columns = [windowed_means(sums, width) / _spread(width) for width in self.widths]
@@ -108,26 +108,21 @@ class CompositionEmbedder:
         return np.concatenate(columns, axis=1).astype(np.float32)
 
 
-def residue_codes(sequence: str) -> Int64[np.ndarray, " length"]:
+def residue_codes(sequence: str | Sequence[int] | np.ndarray) -> Int64[np.ndarray, " length"]:
     """Return each letter's place in `AMINO_ACIDS`, 20 for B, J, X and Z.
 
     Raises
     ------
     ProteinError
-        If the sequence is empty or holds anything but letters.
+        If it is no protein by the rule of `alphabet`.
 
     Examples
     --------
     >>> residue_codes("ACUX").tolist()
     [0, 1, 1, 20]
     """
-    if not LETTERS.fullmatch(sequence):
-        odd = sorted(set(re.sub("[A-Z]", "", sequence)))
-        what = f"protein letters {odd} are not amino acids" if sequence else "a protein has no residues"
-        raise ProteinError(
-            what, where=f"{sequence[:30]}…", fix="give upper-case one-letter codes, without gaps or stops"
-        )
-    codes: Int64[np.ndarray, " length"] = _CODES[np.frombuffer(sequence.encode("ascii"), dtype=np.uint8)]
+    letters = residues(sequence)
+    codes: Int64[np.ndarray, " length"] = _CODES[np.frombuffer(letters.encode("ascii"), dtype=np.uint8)]
     return codes
 
 

@@ -88,7 +88,7 @@ class SequenceEmbedding(NamedTuple):
     """One protein's result."""
 
     values: Float32[np.ndarray, "length dim"]
-    """One row per residue."""
+    """One row per residue, or a single one where residues are pooled."""
     truncated: bool
     """Whether residues at the end were not read; their rows are absent."""
 
@@ -157,6 +157,8 @@ REGISTRY: Mapping[ArrayKind, Mapping[str, str]] = {
     "proteins": {
         "composition": "tfbind_store.precompute.composition:from_options",
         "esm": "tfbind_store.precompute.esm:from_options",
+        "protalbert": "tfbind_store.precompute.protalbert:from_options",
+        "imported": "tfbind_store.precompute.imported:from_options",
     },
     "contexts": {
         "hashed": "tfbind_store.precompute.hashed:from_options",
@@ -206,6 +208,19 @@ def make_text_embedder(name: str, options: Mapping[str, Any] | None = None) -> T
 def read_options(cls: type[OptionsT], options: Mapping[str, Any], *, name: str) -> OptionsT:
     """Return `options` as the embedder's own options class, refusing unknown keys."""
     return from_mapping(cls, options, where=f"options of embedder {name}")
+
+
+def release(embedder: object) -> None:
+    """Let an embedder that holds a device's memory give it back; others have no ``release``."""
+    let_go = getattr(embedder, "release", None)
+    if let_go is not None:
+        let_go()
+
+
+def rows_counter(embedder: SequenceEmbedder) -> Callable[[int], int]:
+    """Return how many rows a protein of a length gives: one per residue, unless the embedder's ``rows_for`` differs."""
+    counter: Callable[[int], int] = getattr(embedder, "rows_for", int)
+    return counter
 
 
 def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

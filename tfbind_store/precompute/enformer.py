@@ -8,7 +8,6 @@ architecture and seed. Reading and writing trunk folders is in ``trunk_files``.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,7 +38,7 @@ from tfbind_store.precompute.trunk_files import (
     load_trunk,
     save_trunk,
 )
-from tfbind_store.precompute.weights import hub_folder, pick_device, weights_digest
+from tfbind_store.precompute.weights import exact_float32, hub_folder, pick_device, weights_digest
 from tfbind_store.spec import EmbeddingSpec
 
 __all__ = [
@@ -391,18 +390,3 @@ def _draw(name: str, module: nn.Module) -> None:
     elif isinstance(module, nn.Linear) and name.endswith("to_out"):
         nn.init.xavier_normal_(module.weight)
         module.bias.normal_(0, 0.1)
-
-
-@contextlib.contextmanager
-def exact_float32(device: torch.device) -> Iterator[None]:
-    """Switch TF32 off on a GPU for a while; does nothing elsewhere."""
-    if device.type != "cuda":
-        yield
-        return
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before

@@ -1,28 +1,37 @@
-"""Proteins through ESM-1b or ESM-2 (fair-esm): one vector per residue of one layer.
+"""Proteins through ESM-1b or ESM-2: one vector per residue of one layer.
 
-A protein longer than the model reads (1,022 residues) is cut into overlapping stretches and the overlaps are averaged:
-no residue is dropped. Weights come from a hub name, a local ``.pt`` of the published layout, or architecture and seed
-(random, for tests of the code: a random ESM knows nothing about proteins).
+Weights come from a published name, a ``.pt`` of the published layout, a folder as transformers writes them (ESM-2), or
+architecture and seed (random, for tests of the code: a random ESM knows nothing about proteins). The same weights give
+the same fingerprint and the same numbers whichever way they came.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import esm
-import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float
 
-from tfbind_store.errors import ConfigError, ProteinError, WeightsError
-from tfbind_store.precompute.embedder import SequenceEmbedding, read_options
-from tfbind_store.precompute.weights import load_pickle, pick_device, weights_digest
-from tfbind_store.spec import EmbeddingSpec
+from tfbind_store.errors import ConfigError, WeightsError
+from tfbind_store.precompute.embedder import read_options
+from tfbind_store.precompute.esm_forward import esm_layer
+from tfbind_store.precompute.residue_model import ResidueEmbedder, ResidueOptions, padded, take_back
+from tfbind_store.precompute.weights import (
+    HUB_ID,
+    first_file,
+    hub_folder,
+    load_pickle,
+    pick_device,
+    read_tensors,
+    weights_digest,
+)
 
 HUB_NAME = re.compile(r"esm(2|1b|1v|1)_[\w]+")
 HUB_URL = "https://dl.fbaipublicfiles.com/fair-esm/models/{name}.pt"
@@ -32,29 +41,41 @@ SAME_LETTER = {"J": "X"}
 """ESM's alphabet has X, B, U, Z and O, but no J (leucine or isoleucine)."""
 NOT_USED = ("lm_head.", "contact_head.")
 PROTEIN_ARCHITECTURES = ("roberta_large", "protein_bert_base")
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+CPU_FLAG = "PROTEIN_EMBED_USE_CPU"
+# transformers' names (left) of fair-esm's parts (right)
+RENAMED = (
+    (r"^esm\.", ""),
+    (r"^embeddings\.word_embeddings\.", "embed_tokens."),
+    (r"^encoder\.emb_layer_norm_after\.", "emb_layer_norm_after."),
+    (r"^encoder\.layer\.(\d+)\.attention\.self\.(query|key|value)\.", r"layers.\1.self_attn.\2_proj."),
+    (r"\.self_attn\.query_proj\.", ".self_attn.q_proj."),
+    (r"\.self_attn\.key_proj\.", ".self_attn.k_proj."),
+    (r"\.self_attn\.value_proj\.", ".self_attn.v_proj."),
+    (r"^encoder\.layer\.(\d+)\.attention\.output\.dense\.", r"layers.\1.self_attn.out_proj."),
+    (r"^encoder\.layer\.(\d+)\.attention\.LayerNorm\.", r"layers.\1.self_attn_layer_norm."),
+    (r"^encoder\.layer\.(\d+)\.LayerNorm\.", r"layers.\1.final_layer_norm."),
+    (r"^encoder\.layer\.(\d+)\.intermediate\.dense\.", r"layers.\1.fc1."),
+    (r"^encoder\.layer\.(\d+)\.output\.dense\.", r"layers.\1.fc2."),
+)
+ELSEWHERE = re.compile(r"(^|\.)(lm_head|contact_head|pooler|position_ids|rotary_embeddings)(\.|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EsmOptions:
+class EsmOptions(ResidueOptions):
     """Where the weights come from: `checkpoint`, or `num_layers` and the rest of an architecture."""
 
     checkpoint: str | None = None
-    """A ``.pt`` file of the published layout, or a published name, such as ``esm2_t33_650M_UR50D`` or
-    ``esm1b_t33_650M_UR50S``, looked up in torch's hub folder."""
+    """A published name, such as ``esm2_t33_650M_UR50D`` or ``esm1b_t33_650M_UR50S``, looked up in torch's hub folder; a
+    ``.pt`` file of that layout; or an ESM-2 of transformers: a folder, or a hub id such as
+    ``facebook/esm2_t6_8M_UR50D``."""
     allow_download: bool = False
     """Fetch a published name that is not on this machine."""
-    layer: int | None = None
-    """Layer whose vectors are kept; None is the last."""
-    window: int = LONGEST
-    """Most residues read at once."""
-    overlap: int = 256
-    """Fewest residues that neighbouring stretches of a long protein share."""
     num_layers: int | None = None
     """Layers of a random ESM-2."""
     embed_dim: int = 64
     attention_heads: int = 4
     seed: int = 0
-    device: str = "auto"
 
 
 def from_options(options: Mapping[str, Any]) -> EsmEmbedder:
@@ -77,110 +98,62 @@ def from_options(options: Mapping[str, Any]) -> EsmEmbedder:
     if choice.num_layers is not None:
         model, alphabet = random_esm2(choice.num_layers, choice.embed_dim, choice.attention_heads, seed=choice.seed)
     else:
-        model, alphabet = load_esm(weights_file(str(choice.checkpoint), choice.allow_download))
-    return EsmEmbedder(
-        model, alphabet, layer=choice.layer, window=choice.window, overlap=choice.overlap, device=choice.device
-    )
+        model, alphabet = load_esm(weights_place(str(choice.checkpoint), choice.allow_download))
+    return EsmEmbedder(model, alphabet, choice)
 
 
-class EsmEmbedder:
+class EsmEmbedder(ResidueEmbedder):
     """A frozen ESM.
 
     Parameters
     ----------
     model, alphabet
         As fair-esm gives them.
-    layer, window, overlap, device
-        As in `EsmOptions`.
+    options
+        How it is used; where the weights came from is not looked at.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        alphabet: Any,
-        *,
-        layer: int | None = None,
-        window: int = LONGEST,
-        overlap: int = 256,
-        device: str = "auto",
-    ) -> None:
-        self.device = pick_device(device)
-        self.model = model.to(self.device).eval()
-        self.alphabet = alphabet
-        self.layer = model.num_layers if layer is None else layer
-        if not 0 <= self.layer <= model.num_layers:
-            raise ConfigError(f"layer {layer} of a model of {model.num_layers} layers", where="options of embedder esm")
-        if not 0 <= overlap < window <= LONGEST:
-            raise ConfigError(
-                f"window {window} with overlap {overlap}",
-                where="options of embedder esm",
-                fix=f"choose 0 <= overlap < window <= {LONGEST}",
-            )
-        self.window, self.overlap = window, overlap
-        self._digest = weights_digest(self.model.state_dict(), skip=NOT_USED)
-
-    def spec(self) -> EmbeddingSpec:
-        """Return the spec; the weights are named by their digest."""
+    def __init__(self, model: Any, alphabet: Any, options: ResidueOptions | None = None) -> None:
+        options = options or ResidueOptions()
+        wrapped = EsmModel(model, alphabet, pick_device(options.device, cpu_flag=CPU_FLAG))
         identity = {
-            "class": f"esm.{type(self.model).__name__}",
-            "weights_sha256": self._digest,
-            "layer": self.layer,
-            "length_policy": f"stretches of {self.window}, overlapping by {self.overlap} or more, averaged",
+            "class": f"esm.{type(model).__name__}",
+            "weights_sha256": weights_digest(model.state_dict(), skip=NOT_USED),
             "unknown_letters": "J as X",
-            "matmul": "float32",
         }
-        dim = int(self.model.embed_tokens.embedding_dim)
-        return EmbeddingSpec(kind="proteins", embedder="esm", dim=dim, identity=identity)
+        super().__init__(wrapped, options, name="esm", identity=identity)
 
-    def embed(self, sequences: Sequence[str]) -> Iterator[SequenceEmbedding]:
-        """Yield one result per sequence; nothing is ever truncated."""
-        for sequence in sequences:
-            yield SequenceEmbedding(self._one(sequence), False)
 
-    def _one(self, sequence: str) -> Float32[np.ndarray, "length dim"]:
-        tokens = self._tokens(sequence)
-        total = torch.zeros(len(sequence), self.model.embed_tokens.embedding_dim, device=self.device)
-        count = torch.zeros(len(sequence), 1, device=self.device)
-        for start in stretch_starts(len(sequence), self.window, self.overlap):
-            part = slice(start, start + self.window)
-            total[part] += self._forward(tokens[part])
-            count[part] += 1
-        values: Float32[np.ndarray, "length dim"] = (total / count).cpu().numpy()
-        return values
+class EsmModel:
+    """An ESM as a `ResidueModel`."""
 
-    @torch.inference_mode()
-    def _forward(self, residues: list[int]) -> torch.Tensor:
-        before = [self.alphabet.cls_idx] if self.alphabet.prepend_bos else []
-        after = [self.alphabet.eos_idx] if self.alphabet.append_eos else []
-        tokens = torch.tensor([[*before, *residues, *after]], device=self.device)
-        layers = self.model(tokens, repr_layers=[self.layer])["representations"]
-        found: torch.Tensor = layers[self.layer][0, len(before) : len(before) + len(residues)]
-        return found
+    longest = LONGEST
 
-    def _tokens(self, sequence: str) -> list[int]:
+    def __init__(self, model: Any, alphabet: Any, device: torch.device) -> None:
+        self.device = device
+        self.alphabet = alphabet
+        self.dim = int(model.embed_tokens.embedding_dim)
+        self.n_layers = int(model.num_layers)
+        self._model = model.eval()
+        self._before = [alphabet.cls_idx] if alphabet.prepend_bos else []
+        self._after = [alphabet.eos_idx] if alphabet.append_eos else []
+
+    def forward(self, stretches: Sequence[str], layer: int) -> list[Float[torch.Tensor, "length dim"]]:
+        """Return one row per residue of each stretch."""
         known = self.alphabet.tok_to_idx
-        letters = [SAME_LETTER.get(letter, letter) for letter in sequence]
-        odd = sorted({letter for letter in letters if letter not in known or not letter.isupper()})
-        if odd or not letters:
-            what = f"protein letters {odd} are not in ESM's alphabet" if letters else "a protein has no residues"
-            raise ProteinError(
-                what, where=f"{sequence[:30]}…", fix="give upper-case one-letter codes, without gaps or stops"
-            )
-        return [known[letter] for letter in letters]
+        lines = [[known[SAME_LETTER.get(letter, letter)] for letter in stretch] for stretch in stretches]
+        tokens = padded(
+            [[*self._before, *line, *self._after] for line in lines],
+            padding=self.alphabet.padding_idx,
+            device=self.device,
+        )
+        found = esm_layer(self._model.to(self.device), tokens, layer, padding=self.alphabet.padding_idx)
+        first = len(self._before)
+        return [rows[first : first + len(line)] for rows, line in zip(found, lines, strict=True)]
 
-
-def stretch_starts(length: int, window: int, overlap: int) -> list[int]:
-    """Return where the stretches of a protein start: evenly spread, the last one ending at the protein's end.
-
-    Examples
-    --------
-    >>> stretch_starts(10, 12, 2), stretch_starts(20, 12, 4), stretch_starts(30, 12, 4)
-    ([0], [0, 8], [0, 6, 12, 18])
-    """
-    if length <= window:
-        return [0]
-    n_stretches = 1 + -(-(length - window) // (window - overlap))
-    return [round(i * (length - window) / (n_stretches - 1)) for i in range(n_stretches)]
+    def release(self) -> None:
+        """Give the device's memory back."""
+        take_back(self._model, self.device)
 
 
 def random_esm2(num_layers: int, embed_dim: int, attention_heads: int, *, seed: int) -> tuple[Any, Any]:
@@ -192,16 +165,19 @@ def random_esm2(num_layers: int, embed_dim: int, attention_heads: int, *, seed: 
     return model, alphabet
 
 
-def weights_file(checkpoint: str, allow_download: bool) -> Path:
-    """Return the file called `checkpoint`, or the published weights of that name in torch's hub folder.
+def weights_place(checkpoint: str, allow_download: bool) -> Path:
+    """Return the file or folder called `checkpoint`, or the published weights of that name in torch's hub folder.
 
     Raises
     ------
     WeightsError
         If it is not there, and was not to be fetched.
     """
-    if checkpoint.endswith(".pt") or Path(checkpoint).expanduser().exists():
-        return Path(checkpoint).expanduser()
+    place = Path(checkpoint).expanduser()
+    if checkpoint.endswith(".pt") or place.exists():
+        return place
+    if HUB_ID.fullmatch(checkpoint):
+        return hub_folder(checkpoint, files=("config.json", *WEIGHT_FILES), allow_download=allow_download)
     if not HUB_NAME.fullmatch(checkpoint):
         raise WeightsError(
             f"{checkpoint!r} is neither a file nor a published ESM-1 or ESM-2 name",
@@ -226,11 +202,13 @@ def weights_file(checkpoint: str, allow_download: bool) -> Path:
 
 
 def load_esm(path: Path) -> tuple[Any, Any]:
-    """Read a published ESM-1 or ESM-2 file and return model and alphabet.
+    """Read a published ESM-1 or ESM-2 file, or a transformers folder, and return model and alphabet.
 
     fair-esm's own loader cannot: since torch 2.6 it stumbles over the ``argparse.Namespace`` in the files, and it
     wants a contact-regression file beside them that we do not need.
     """
+    if path.is_dir():
+        return load_transformers_folder(path)
     data = load_pickle(path)
     is_esm2 = isinstance(data, dict) and "cfg" in data
     arch = getattr(data.get("args"), "arch", None) if isinstance(data, dict) else None
@@ -247,3 +225,74 @@ def load_esm(path: Path) -> tuple[Any, Any]:
     except (RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise WeightsError(f"the weights do not fit fair-esm: {str(error)[:300]}", where=str(path)) from error
     return model, alphabet
+
+
+def load_transformers_folder(folder: Path) -> tuple[Any, Any]:
+    """Read an ESM-2 that transformers wrote, into fair-esm's model.
+
+    Raises
+    ------
+    WeightsError
+        If it is another model, a file is absent, or a tensor is absent or unknown.
+    """
+    config = _read_config(first_file(folder, ["config.json"], what="ESM config"))
+    path = first_file(folder, WEIGHT_FILES, what="ESM weights")
+    alphabet = esm.Alphabet.from_architecture("ESM-1b")
+    _require_vocabulary(folder, alphabet)
+    tensors = {
+        fair_name(name): tensor.float() for name, tensor in read_tensors(path).items() if not ELSEWHERE.search(name)
+    }
+    try:
+        model = esm.ESM2(
+            config["num_hidden_layers"],
+            config["hidden_size"],
+            config["num_attention_heads"],
+            alphabet=alphabet,
+            token_dropout=config["token_dropout"],
+        )
+        own = {name for name in model.state_dict() if not ELSEWHERE.search(name) and not name.endswith("inv_freq")}
+        if own != set(tensors):
+            absent, odd = sorted(own - set(tensors)), sorted(set(tensors) - own)
+            what = f"{len(absent)} tensors are absent {absent[:2]}, {len(odd)} unknown {odd[:2]}"
+            raise WeightsError(what, where=str(path), fix="copy it again")
+        model.load_state_dict(tensors, strict=False)
+    except (RuntimeError, KeyError, TypeError, ValueError, AssertionError) as error:
+        raise WeightsError(f"weights and config do not fit: {str(error)[:300]}", where=str(folder)) from error
+    return model, alphabet
+
+
+def fair_name(name: str) -> str:
+    """Return fair-esm's name of a tensor that transformers names `name`.
+
+    Examples
+    --------
+    >>> fair_name("esm.encoder.layer.3.attention.self.key.weight")
+    'layers.3.self_attn.k_proj.weight'
+    """
+    for pattern, replacement in RENAMED:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise WeightsError(f"not valid JSON: {error}", where=str(path)) from error
+    fixed = {"model_type": "esm", "position_embedding_type": "rotary", "emb_layer_norm_before": False}
+    for name, wanted in fixed.items():
+        found = config.get(name) if isinstance(config, dict) else None
+        if found != wanted and not (wanted is False and found is None):
+            raise WeightsError(
+                f"no ESM-2: {name} is {found!r}, not {wanted!r}",
+                where=str(path),
+                fix="ESM-1b comes as a published .pt file: checkpoint=esm1b_t33_650M_UR50S",
+            )
+    return {"token_dropout": True, **config}
+
+
+def _require_vocabulary(folder: Path, alphabet: Any) -> None:
+    """Refuse a folder whose tokens have other numbers than fair-esm's; without vocab.txt they are taken to agree."""
+    path = folder / "vocab.txt"
+    if path.is_file() and path.read_text(encoding="utf-8").split() != alphabet.all_toks:
+        raise WeightsError("its tokens are not ESM-2's", where=str(path), fix="copy that of the published model")

@@ -19,7 +19,14 @@ from tqdm import tqdm
 
 from tfbind_store.arrays import ArrayLayout, ShardedArray, WindowState, publish_shard
 from tfbind_store.errors import Interrupted, ProteinError, StoreError
-from tfbind_store.precompute.embedder import SequenceEmbedder, TextEmbedder, batches
+from tfbind_store.precompute.embedder import (
+    SequenceEmbedder,
+    SequenceEmbedding,
+    TextEmbedder,
+    batches,
+    release,
+    rows_counter,
+)
 from tfbind_store.precompute.outcome import EmbedReport, Failure
 from tfbind_store.precompute.stopping import stop_requests
 from tfbind_store.precompute.upkeep import index, require_space, to_stored
@@ -86,10 +93,11 @@ def embed_factors(
         )
     array_name = store.array_name_for("proteins", name or spec.embedder)
     known = _known(store, array_name, spec)
-    todo = [item for item in items if item.sha256 not in known]
+    todo = sorted((item for item in items if item.sha256 not in known), key=lambda item: -len(item.content))
+    _tell(items, known, array_name)
     failures: list[Failure] = []
     if todo:
-        n_rows = sum(len(item.content) for item in todo)
+        n_rows = sum(map(rows_counter(embedder), (len(item.content) for item in todo)))
         shard_rows = _protein_shard_rows(spec, n_rows)
         require_space(store, -(-n_rows // shard_rows) * shard_rows * spec.dim * 2, what=array_name)
         array = store.create_array(array_name, spec, (n_rows, spec.dim), shard_rows)
@@ -97,6 +105,7 @@ def embed_factors(
         writer = ResidueWriter(store.grow_array(array_name, first + n_rows).layout, first)
         with _indexed_when_stopped(store, array_name):
             failures = _embed_proteins(writer, embedder, todo, progress=progress)
+    release(embedder)
     index(store, array_name)
     return _report(store, array_name, "protein", items, todo, failures, time.monotonic() - started)
 
@@ -122,6 +131,7 @@ def embed_contexts(
     array_name = store.array_name_for("contexts", name or spec.embedder)
     known = _known(store, array_name, spec)
     todo = [item for item in items if item.sha256 not in known]
+    _tell(items, known, array_name)
     failures: list[Failure] = []
     if todo:
         require_space(store, (len(todo) + TEXTS_PER_SHARD) * spec.dim * 4, what=array_name)
@@ -130,6 +140,7 @@ def embed_contexts(
         store.grow_array(array_name, first + len(todo))
         with _indexed_when_stopped(store, array_name):
             failures = _embed_texts(store, array_name, embedder, todo, first, progress=progress)
+    release(embedder)
     index(store, array_name)
     return _report(store, array_name, "text", items, todo, failures, time.monotonic() - started)
 
@@ -190,16 +201,15 @@ def _embed_proteins(
 ) -> list[Failure]:
     failures = []
     with stop_requests() as stop:
-        for item in tqdm(todo, unit="protein", disable=not progress):
-            try:
-                result = next(iter(embedder.embed([item.content])))
+        results = tqdm(_each_protein(embedder, todo), total=len(todo), unit="protein", disable=not progress)
+        for item, result, reason in results:
+            if result is not None:
                 stored, reason = to_stored(result.values, writer.layout.dtype)
-            except ProteinError as error:
-                reason = error.what
-            if reason:
+            if result is None or reason:
                 _log.warning("protein %s failed: %s", item.name, reason)
-                failures.append(Failure(-1, item.name, reason))
+                failures.append(Failure(-1, item.name, str(reason)))
             else:
+                _log.info("computed %s: %d rows", item.name, len(stored))
                 writer.add(item.sha256, stored, truncated=result.truncated)
             if stop:
                 break
@@ -207,6 +217,31 @@ def _embed_proteins(
         if stop:
             raise stop.error("what was computed is published", where=writer.layout.name)
     return failures
+
+
+def _each_protein(
+    embedder: SequenceEmbedder, items: Sequence[Item]
+) -> Iterator[tuple[Item, SequenceEmbedding | None, str | None]]:
+    """Yield each protein with its numbers, or with the reason why it has none; all good ones share batches."""
+    place = 0
+    while place < len(items):
+        try:
+            for result in embedder.embed([item.content for item in items[place:]]):
+                yield items[place], result, None
+                place += 1
+        except ProteinError:  # of this protein or of one behind it in the same batch
+            try:
+                yield items[place], next(iter(embedder.embed([items[place].content]))), None
+            except ProteinError as error:
+                yield items[place], None, error.what
+            place += 1
+
+
+def _tell(items: Sequence[Item], known: Mapping[str, Mapping[str, Any]], array_name: str) -> None:
+    """Log what need not be computed."""
+    for item in items:
+        if item.sha256 in known:
+            _log.info("reused %s of %s", item.name, array_name)
 
 
 def _embed_texts(
@@ -224,6 +259,7 @@ def _embed_texts(
                     _log.warning("text %r failed: %s", item.name, reason)
                     failures.append(Failure(-1, item.name, reason))
                 else:
+                    _log.info("computed %r", item.name)
                     good.append(PlacedText(row + len(good), item.sha256, stored, truncated))
             for shard_id in sorted({text.row // array.layout.shard_rows for text in good}):
                 _publish_texts(array, shard_id, good)

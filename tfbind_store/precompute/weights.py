@@ -7,19 +7,25 @@ local Hugging Face cache unless a download was asked for. An absent file is an e
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import os
 import pickle
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
-from tfbind_store.errors import UnsafeFile, WeightsError
+from tfbind_store.errors import ConfigError, UnsafeFile, WeightsError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+FLAG_WORDS = {"": False, "0": False, "no": False, "off": False, "false": False} | dict.fromkeys(
+    ("1", "yes", "on", "true"), True
+)
+"""How an environment variable says yes or no."""
 
 
 def hub_folder(name: str, *, files: Sequence[str], allow_download: bool = False, revision: str | None = None) -> Path:
@@ -156,8 +162,51 @@ def weights_digest(tensors: Mapping[str, torch.Tensor], *, skip: Iterable[str] =
     return digest.hexdigest()
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the device called `name`; ``auto`` takes the GPU if there is one."""
+def pick_device(name: str, *, cpu_flag: str | None = None) -> torch.device:
+    """Return the device called `name`; ``auto`` takes the GPU if there is one.
+
+    Parameters
+    ----------
+    name
+        ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …
+    cpu_flag
+        Environment variable that makes ``auto`` the CPU, such as PROTEIN_EMBED_USE_CPU.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such device.
+    """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+        on_cpu = (cpu_flag and environment_flag(cpu_flag)) or not torch.cuda.is_available()
+        name = "cpu" if on_cpu else "cuda"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"no device is called {name!r}", where="device", fix="cpu, cuda or cuda:1") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("there is no GPU that torch can use", where="device", fix="--device cpu")
+    return device
+
+
+def environment_flag(name: str) -> bool:
+    """Return whether an environment variable is set to something that means yes; ``0``, ``no`` and ``false`` do not."""
+    text = os.environ.get(name, "").strip().lower()
+    if text not in FLAG_WORDS:
+        raise ConfigError(f"{name} is {text!r}, neither yes nor no", where="environment", fix=f"{name}=1 or {name}=0")
+    return FLAG_WORDS[text]
+
+
+@contextlib.contextmanager
+def exact_float32(device: torch.device) -> Iterator[None]:
+    """Switch TF32 off on a GPU for a while; does nothing elsewhere."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
