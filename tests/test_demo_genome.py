@@ -57,8 +57,8 @@ class TestFamilies:
             assert sorted(family.decoy) == sorted(family.motif)
             assert sum(a == b for a, b in zip(family.decoy, family.motif, strict=True)) <= 4
 
-    def test_there_are_four_families_of_three(self):
-        assert Counter(factor_families().values()) == {0: 3, 1: 3, 2: 3, 3: 3}
+    def test_there_are_four_families_of_five(self):
+        assert Counter(factor_families().values()) == {0: 5, 1: 5, 2: 5, 3: 5}
 
 
 class TestGenome:
@@ -119,9 +119,9 @@ class TestPeaks:
 
     def test_one_factor_binds_in_one_cell_type_only(self, genome):
         found = Counter(peak.experiment.split(".", 1)[1] for peak in genome.peaks)
-        silent = f"ETX3.{CELL_TYPES[1].biotype}"
+        silent = f"ETX5.{CELL_TYPES[1].biotype}"
         assert found[silent] == 0
-        assert len(found) == 23
+        assert len(found) == 39
         assert min(found.values()) > 20
 
     def test_members_of_a_family_share_most_of_their_sites(self, genome):
@@ -138,7 +138,7 @@ class TestProteins:
         words = {name: {p[i : i + 4] for i in range(len(p) - 3)} for name, p in genome.proteins.items()}
         assert len(words["HDX1"] & words["HDX2"]) >= 20
         assert len(words["HDX1"] & words["ETX2"]) <= 3
-        assert len(set(genome.proteins.values())) == 12
+        assert len(set(genome.proteins.values())) == 20
 
 
 class TestChanges:
@@ -183,8 +183,8 @@ class TestFiles:
     def test_the_silent_experiment_is_declared_with_its_source(self, files):
         lines = files.experiments.read_text().splitlines()
         assert lines[0].split("\t") == ["experiment", "accession", "factor", "biotype", "source"]
-        assert len(lines) == 25
-        assert "DEMO024.ETX3.NEUR-3\tDEMO024\tETX3\tNEUR-3\tpeaks.remap.bed.gz" in lines
+        assert len(lines) == 41
+        assert "DEMO040.ETX5.NEUR-3\tDEMO040\tETX5\tNEUR-3\tpeaks.remap.bed.gz" in lines
 
     def test_the_same_genome_gives_the_same_bytes(self, genome, files, tmp_path):
         again = write_demo_files(genome, tmp_path)

@@ -1,10 +1,10 @@
 """A small invented genome with planted binding sites, and the files a user would bring for it.
 
 Everything is drawn from one seed: chromosomes whose GC content wanders, sites of four families of factors planted in
-them (a palindromic motif twice), decoys (its letters in another order) that nobody binds, proteins in which the members of a family share a
-DNA-binding domain, two cell types with texts, and peaks as a ChIP experiment would call them (summits a few bp off,
-some sites missed, some peaks on nothing). One factor binds in one cell type only. Coordinates are 0-based, half-open;
-bases are codes A0 C1 G2 T3 N4. Names of factors and cell types are invented; the domains are family consensus
+them (a palindromic motif twice), decoys (its letters in another order) that nobody binds, proteins in which the members
+of a family share a DNA-binding domain, two cell types with texts, and peaks as a ChIP experiment would call them
+(summits a few bp off, some sites missed, some peaks on nothing). One factor binds in one cell type only. Coordinates
+are 0-based, half-open; bases are codes A0 C1 G2 T3 N4. Names of factors and cell types are invented; the domains are family consensus
 sequences. Nothing here knows about stores: ``demo`` runs the stages.
 """
 
@@ -23,7 +23,7 @@ LETTERS = np.frombuffer(b"ACGTN", dtype=np.uint8)
 RESIDUES = "ACDEFGHIKLMNPQRSTVWY"
 LINKER_RESIDUES = "SSSSGGGPPPQQQNNEEDTTAAKLMVY"  # disordered stretches: many small and polar residues
 FASTA_LINE_LENGTH = 60
-MEMBERS_PER_FAMILY = 3
+MEMBERS_PER_FAMILY = 5
 
 
 class Family(NamedTuple):
@@ -105,9 +105,9 @@ class DemoGenomeConfig:
     """How often an experiment of a family's member finds a planted site."""
     stray_share: float = 0.02
     """Peaks on nothing, as a share of an experiment's peaks."""
-    summit_error_bp: float = 5.0
+    summit_error_bp: float = 3.0
     """Standard deviation of the called summit about the motif's middle."""
-    cell_specific_factor: str = "ETX3"
+    cell_specific_factor: str = "ETX5"
     """Binds in the first cell type only; its experiment in the second found nothing."""
 
 
@@ -166,8 +166,8 @@ def factor_families() -> dict[str, int]:
 
     Examples
     --------
-    >>> list(factor_families())[:4]
-    ['HDX1', 'HDX2', 'HDX3', 'NRX1']
+    >>> list(factor_families())[:6]
+    ['HDX1', 'HDX2', 'HDX3', 'HDX4', 'HDX5', 'NRX1']
     """
     members = range(1, MEMBERS_PER_FAMILY + 1)
     return {f"{family.stem}{member}": index for index, family in enumerate(FAMILIES) for member in members}
@@ -297,7 +297,7 @@ def _proteins(config: DemoGenomeConfig, rng: np.random.Generator) -> dict[str, s
     proteins = {}
     for factor, family in factor_families().items():
         domain = _mutated_protein(FAMILIES[family].domain, 0.08, rng)
-        before, after = (_linker(int(rng.integers(40, 90)), rng) for _ in range(2))
+        before, after = (_linker(int(rng.integers(20, 50)), rng) for _ in range(2))
         extra = REGULATED_DOMAIN if factor == config.cell_specific_factor else ""
         proteins[factor] = "M" + before + domain + after + extra
     return proteins
@@ -365,7 +365,7 @@ def _codes(text: str) -> np.ndarray:
 
 
 def _text(codes: np.ndarray) -> str:
-    return LETTERS[codes].tobytes().decode("ascii")
+    return str(LETTERS[codes].tobytes(), "ascii")
 
 
 def _fasta(header: str, sequence: str) -> str:
