@@ -19,25 +19,29 @@ begun "import"
 [ -e "$store/store.json" ] || tfbind init "$store" "$data/sacCer3.nuclear.fa.gz" --window-bp 16384 --bins 96
 tfbind import factors   "$store" "$data/sacCer3.proteins.fa.gz" --synonyms "$data/SGD_features_170331.tab.gz"
 tfbind import peaks     "$store" "$data/peaks.remap.bed.gz"
+tfbind import experiments "$store" "$data/sample-key.tab" --column 'factor=Yeast Target Common Name' --column accession=
 # the filter list also names chrM and the 2-micron plasmid, which this FASTA leaves out
 tfbind import blacklist "$store" "$data/ChExMix_Peak_Filter_List_190612.bed" --drop unknown_chromosome
 [ -e "$store/selections/held_out" ] || tfbind select "$store" held_out \
   --test-chroms chrIV,chrXVI --valid-chroms chrXIII --hold-out-random factor:20:min_peaks=100
 
 begun "a small trunk on the training rows, then its embeddings of the genome"
-[ -e "$out/trunk" ] || tfbind pretrain "$store" held_out "$out/trunk" --passes "$passes"
+[ -e "$out/trunk/model.safetensors" ] || tfbind pretrain "$store" held_out "$out/trunk" --passes "$passes"
 tfbind embed "$store" windows --checkpoint "$out/trunk" --set strand=mean
 tfbind embed "$store" factors
 tfbind embed "$store" contexts
 
 begun "the head"
-tfbind train "$store" held_out --run adapter --steps "$steps"
+finished() { [ -e "$1/head.safetensors" ] && [ ! -e "$1/state.safetensors" ]; }
+finished "$store/runs/adapter" || tfbind train "$store" held_out --run adapter --steps "$steps"
 tfbind evaluate "$store/runs/adapter" --motifs "$data/JASPAR2024_yeast.jaspar"
 
 begun "the control: labels moved before the trunk is trained"
-[ -e "$out/control" ] || tfbind pretrain "$store" held_out "$out/control" --passes "$control_passes" --permute-labels
+[ -e "$out/control/model.safetensors" ] \
+  || tfbind pretrain "$store" held_out "$out/control" --passes "$control_passes" --permute-labels
 tfbind embed "$store" windows --checkpoint "$out/control" --set strand=mean --name control
-tfbind train "$store" held_out --run control --windows embeddings/control --permute-labels --steps $((steps / 3))
+finished "$store/runs/control" || tfbind train "$store" held_out \
+  --run control --windows embeddings/control --permute-labels --steps $((steps / 3))
 tfbind evaluate "$store/runs/control"
 
 begun "report"

@@ -200,7 +200,8 @@ def demo_table(result: DemoResult) -> list[str]:
                 title = ""
     lines += [
         "",
-        "n: experiments. AUROC and AUPRC are medians, per bin. The oracle sees other factors' measured binding.",
+        "n: experiments with peaks. AUROC and AUPRC are medians, per bin. Paralogs bind alike in this genome, so the",
+        "nearest training factor's scores are as good as the model's own. The oracle sees measured binding of others.",
     ]
     lines += [f"time: {sum(result.seconds.values()):.0f} s", f"store: {result.store}", f"report: {result.report}"]
     return lines

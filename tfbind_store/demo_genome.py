@@ -4,8 +4,8 @@ Everything is drawn from one seed: chromosomes whose GC content wanders, sites o
 them (a palindromic motif twice), decoys (its letters in another order) that nobody binds, proteins in which the members
 of a family share a DNA-binding domain, two cell types with texts, and peaks as a ChIP experiment would call them
 (summits a few bp off, some sites missed, some peaks on nothing). One factor binds in one cell type only. Coordinates
-are 0-based, half-open; bases are codes A0 C1 G2 T3 N4. Names of factors and cell types are invented; the domains are family consensus
-sequences. Nothing here knows about stores: ``demo`` runs the stages.
+are 0-based, half-open; bases are codes A0 C1 G2 T3 N4. Names of factors and cell types are invented; the domains are
+family consensus sequences. Nothing here knows about stores: ``demo`` runs the stages.
 """
 
 from __future__ import annotations
