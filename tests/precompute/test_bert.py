@@ -81,15 +81,39 @@ def test_the_numbers_are_those_of_the_model_itself(folder):
 
     model, tokenizer = BertModel.from_pretrained(folder).eval(), BertTokenizer.from_pretrained(folder)
     with torch.no_grad():
-        last = model(**tokenizer("yeast cell ypd", return_tensors="pt")).last_hidden_state[0].numpy()
-    for pooling, expected in (("cls", last[0]), ("mean", last.mean(0))):
-        ours = make(folder, pooling=pooling).embed(["yeast cell ypd", "liver"]).values[0]
-        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+        layers = model(**tokenizer("yeast cell ypd", return_tensors="pt"), output_hidden_states=True).hidden_states
+    for layer, rows in ((None, layers[2][0].numpy()), (1, layers[1][0].numpy()), (0, layers[0][0].numpy())):
+        expected = {"cls": rows[0], "mean": rows.mean(0), "mean_of_words": rows[1:-1].mean(0)}
+        for pooling, vector in expected.items():
+            ours = make(folder, pooling=pooling, layer=layer).embed(["yeast cell ypd", "liver"]).values[0]
+            np.testing.assert_allclose(ours, vector, rtol=0, atol=1e-5)
+
+
+def test_texts_share_batches_with_those_of_like_length_and_keep_their_order(folder, monkeypatch):
+    embedder = make(folder, batch_size=2)
+    asked, real = [], embedder._forward
+    monkeypatch.setattr(embedder, "_forward", lambda texts: asked.append(texts) or real(texts))
+    texts = ["cell", "cell " * 9, "liver cell", "yeast " * 9]
+    found = embedder.embed(texts).values
+    assert asked == [["cell " * 9, "yeast " * 9], ["liver cell", "cell"]]
+    for row, text in enumerate(texts):
+        np.testing.assert_allclose(found[row], embedder.embed([text]).values[0], atol=2e-5)
+
+
+def test_a_text_without_words_has_no_mean_of_words(folder):
+    assert not make(folder, pooling="mean_of_words").embed([""]).values.any()
 
 
 def test_pooling_weights_and_vocabulary_are_part_of_the_identity(folder, tmp_path):
     spec = make(folder).spec()
-    assert [d.field for d in spec.differences(make(folder, pooling="mean").spec())] == ["identity.pooling"]
+    for change, field in (
+        ({"pooling": "mean"}, "identity.pooling"),
+        ({"pooling": "mean_of_words"}, "identity.pooling"),
+        ({"layer": 1}, "identity.layer"),
+        ({"max_tokens": 16}, "identity.length_policy"),
+    ):
+        assert [d.field for d in spec.differences(make(folder, **change).spec())] == [field]
+    assert make(folder, layer=2, batch_size=1).spec() == spec
     write_folder(tmp_path / "other", seed=1)
     assert [d.field for d in spec.differences(make(tmp_path / "other").spec())] == ["identity.weights_sha256"]
     write_folder(tmp_path / "cased", lower_case=False)
@@ -177,6 +201,7 @@ class TestRefusals:
             {},
             {"checkpoint": str(folder), "max_tokens": 2},
             {"checkpoint": str(folder), "pooling": "max"},
+            {"checkpoint": str(folder), "layer": 3},
         ):
             with pytest.raises(ConfigError):
                 make_text_embedder("bert", options)

@@ -70,7 +70,7 @@ class TestBatches:
         model = Counter()
         results = make(model).embed(protein(4) for _ in range(3 * LOOK_AHEAD))
         next(results)
-        assert sum(map(len, model.batches)) == LOOK_AHEAD
+        assert 0 < sum(map(len, model.batches)) <= LOOK_AHEAD
 
     def test_a_batch_that_does_not_fit_is_halved_and_later_ones_are_smaller(self, caplog):
         model = Counter(room=20)

@@ -1,6 +1,7 @@
 """Texts through a BERT of the transformers library (PubMedBERT, BioBERT, …): one vector per text.
 
-The vector is the first token's (``cls``) or the mean over all tokens, of the last layer. Weights come from a folder or
+The vector is the first token's (``cls``) or the mean over the tokens, with the special ones or without, of one layer.
+Texts are read in batches of like length; one longer than `max_tokens` is cut and counted. Weights come from a folder or
 from the local hub cache; a pickled file is checked to hold tensors only before transformers reads it.
 """
 
@@ -15,18 +16,26 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from tfbind_store.errors import ConfigError, WeightsError
 from tfbind_store.precompute.embedder import TextEmbedding, batches, read_options
-from tfbind_store.precompute.weights import first_file, hub_folder, pick_device, read_tensors, weights_digest
+from tfbind_store.precompute.weights import (
+    exact_float32,
+    first_file,
+    hub_folder,
+    pick_device,
+    read_tensors,
+    take_back,
+    weights_digest,
+)
 from tfbind_store.spec import EmbeddingSpec
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "vocab.json", "merges.txt")
 TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 NOT_USED = ("pooler.", "cls.", "predictions.")
-Pooling = Literal["cls", "mean"]
+Pooling = Literal["cls", "mean", "mean_of_words"]
 _log = logging.getLogger(__name__)
 
 
@@ -41,7 +50,9 @@ class BertOptions:
     allow_download: bool = False
     """Ask the hub for what is not on this machine."""
     pooling: Pooling = "cls"
-    """``cls`` or ``mean``."""
+    """``cls``: the first token; ``mean``: of all tokens; ``mean_of_words``: without the special tokens."""
+    layer: int | None = None
+    """Layer whose vectors are pooled, 0 for the token embeddings; None is the last."""
     max_tokens: int = 256
     """Longer texts are cut, and said to be."""
     lower_case: bool | None = None
@@ -93,6 +104,10 @@ class BertEmbedder:
         self.model = load_bert(folder).to(self.device).eval()
         longest = getattr(self.model.config, "max_position_embeddings", options.max_tokens)
         self.max_tokens = min(options.max_tokens, int(longest))
+        n_layers = int(self.model.config.num_hidden_layers)
+        self.layer = n_layers if options.layer is None else options.layer
+        if not 0 <= self.layer <= n_layers:
+            raise ConfigError(f"layer {self.layer} of a model of {n_layers} layers", where="options of embedder bert")
         self._digest = weights_digest(self.model.state_dict(), skip=NOT_USED)
         self._vocabulary = tokenizer_digest(self.tokenizer)
 
@@ -102,7 +117,7 @@ class BertEmbedder:
             "class": f"transformers.{type(self.model).__name__}",
             "weights_sha256": self._digest,
             "tokenizer_sha256": self._vocabulary,
-            "layer": "last",
+            "layer": self.layer,
             "pooling": self.options.pooling,
             "length_policy": f"first {self.max_tokens} tokens",
             "matmul": "float32",
@@ -114,23 +129,47 @@ class BertEmbedder:
         """Return one vector per text and whether its end was cut off."""
         values = np.zeros((len(texts), int(self.model.config.hidden_size)), dtype=np.float32)
         truncated = np.zeros(len(texts), dtype=bool)
-        for rows in batches(range(len(texts)), self.options.batch_size):
-            part = [texts[row] for row in rows]
-            whole = self.tokenizer(part, truncation=False, verbose=False)["input_ids"]
-            truncated[rows] = [len(ids) > self.max_tokens for ids in whole]
-            values[rows] = self._forward(part).cpu().numpy()
+        whole = self.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"] if texts else []
+        lengths = [len(ids) for ids in whole]
+        longest_first = sorted(range(len(texts)), key=lambda row: -lengths[row])
+        for rows in batches(longest_first, self.options.batch_size):
+            values[rows] = self._forward([texts[row] for row in rows]).cpu().numpy()
+        truncated[:] = [length > self.max_tokens for length in lengths]
         return TextEmbedding(values, truncated)
+
+    def release(self) -> None:
+        """Give the device's memory back until the next call of `embed`."""
+        take_back(self.model, self.device)
 
     @torch.inference_mode()
     def _forward(self, texts: list[str]) -> Float[torch.Tensor, "n dim"]:
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt")
+        tokens = self.tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_special_tokens_mask=True,
+            return_tensors="pt",
+        )
+        special = tokens.pop("special_tokens_mask").to(self.device)
         tokens = {name: tensor.to(self.device) for name, tensor in tokens.items()}
-        last: torch.Tensor = self.model(**tokens).last_hidden_state
-        if self.options.pooling == "cls":
-            return last[:, 0]
-        mask = tokens["attention_mask"][..., None].to(last.dtype)
-        mean: torch.Tensor = (last * mask).sum(1) / mask.sum(1)
-        return mean
+        with exact_float32(self.device):
+            found = self.model.to(self.device)(**tokens, output_hidden_states=True).hidden_states[self.layer]
+        return pooled(found, tokens["attention_mask"], special, self.options.pooling)
+
+
+def pooled(
+    rows: Float[torch.Tensor, "n t dim"],
+    mask: Int[torch.Tensor, "n t"],
+    special: Int[torch.Tensor, "n t"],
+    how: Pooling,
+) -> Float[torch.Tensor, "n dim"]:
+    """Return one vector per text; a text without words has zeros as its `mean_of_words`."""
+    if how == "cls":
+        return rows[:, 0]
+    keep = (mask if how == "mean" else mask * (1 - special))[..., None].to(rows.dtype)
+    mean: torch.Tensor = (rows * keep).sum(1) / keep.sum(1).clamp(min=1)
+    return mean
 
 
 def load_bert(folder: Path) -> Any:

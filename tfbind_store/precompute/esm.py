@@ -22,7 +22,7 @@ from jaxtyping import Float
 from tfbind_store.errors import ConfigError, WeightsError
 from tfbind_store.precompute.embedder import read_options
 from tfbind_store.precompute.esm_forward import esm_layer
-from tfbind_store.precompute.residue_model import ResidueEmbedder, ResidueOptions, padded, take_back
+from tfbind_store.precompute.residue_model import ResidueEmbedder, ResidueOptions, padded
 from tfbind_store.precompute.weights import (
     HUB_ID,
     first_file,
@@ -30,6 +30,7 @@ from tfbind_store.precompute.weights import (
     load_pickle,
     pick_device,
     read_tensors,
+    take_back,
     weights_digest,
 )
 

@@ -21,8 +21,8 @@ from tfbind_store.errors import ConfigError, DependencyError, WeightsError
 from tfbind_store.factors import AMINO_ACIDS
 from tfbind_store.precompute.bert import NOT_USED, WEIGHT_FILES, load_bert
 from tfbind_store.precompute.embedder import read_options
-from tfbind_store.precompute.residue_model import ResidueEmbedder, ResidueOptions, padded, take_back
-from tfbind_store.precompute.weights import first_file, hub_folder, pick_device, weights_digest
+from tfbind_store.precompute.residue_model import ResidueEmbedder, ResidueOptions, padded
+from tfbind_store.precompute.weights import first_file, hub_folder, pick_device, take_back, weights_digest
 
 PUBLISHED = "Rostlab/prot_albert"
 VOCABULARY = "spiece.model"

@@ -29,8 +29,9 @@ Precision = Literal["float32", "bfloat16", "float16"]
 USUAL_OVERLAP = 256
 LOOK_AHEAD = 256
 """Proteins that are brought into order of length together; as many results may wait in memory."""
-CPU_TOKENS, GPU_TOKENS = 2048, 32768
-"""Tokens per batch: on a CPU, larger ones fall out of the cache (`benchmarks/encoders.py`)."""
+CPU_TOKENS, GPU_TOKENS = 512, 32768
+"""Tokens per batch: a GPU is idle with less; on a CPU a batch is no faster than its proteins one at a time
+(`benchmarks/encoders.py`), and larger ones fall out of the cache."""
 PROBE = "MKVLAAGIVGLNDERSTWYHCFPQ" * 8
 LEAST_COSINE = 0.999
 """Between full and half precision, over the probe; below it half precision is refused."""
@@ -277,13 +278,6 @@ def padded(tokens: Sequence[Sequence[int]], *, padding: int, device: torch.devic
     for row, line in enumerate(tokens):
         matrix[row, : len(line)] = torch.tensor(line)
     return matrix.to(device)
-
-
-def take_back(model: torch.nn.Module, device: torch.device) -> None:
-    """Take a model's tensors off a GPU; the next forward pass brings them there again."""
-    if device.type == "cuda":
-        model.to("cpu")
-        torch.cuda.empty_cache()
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -210,3 +210,10 @@ def exact_float32(device: torch.device) -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
+
+
+def take_back(model: torch.nn.Module, device: torch.device) -> None:
+    """Take a model's tensors off a GPU; the next forward pass brings them there again."""
+    if device.type == "cuda":
+        model.to("cpu")
+        torch.cuda.empty_cache()
