@@ -6,7 +6,10 @@ import gzip
 import json
 import os
 import shlex
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -107,17 +110,26 @@ def test_the_demo_runs_and_will_not_remove_what_is_not_its_own(tmp_path: Path, m
     assert "report.html" in result.stdout
 
 
-def failing(error: BaseException) -> Result:
-    """Run a command that raises `error`."""
+def running(action: Callable[[], object]) -> Result:
+    """Run a command that does `action`."""
 
     @click.group(cls=MainGroup)
     def tool() -> None: ...
 
     @tool.command("fail", cls=Command)
     def fail() -> None:
-        raise error
+        action()
 
     return CliRunner().invoke(tool, ["fail"])
+
+
+def failing(error: BaseException) -> Result:
+    """Run a command that raises `error`."""
+
+    def fail() -> None:
+        raise error
+
+    return running(fail)
 
 
 class TestErrors:
@@ -133,6 +145,28 @@ class TestErrors:
     def test_interrupted_is_130(self) -> None:
         assert failing(Interrupted("stopped")).exit_code == 130
         assert failing(KeyboardInterrupt()).exit_code == 130
+
+    def test_ctrl_c_says_so_and_that_the_command_may_be_given_again(self) -> None:
+        result = failing(KeyboardInterrupt())
+        assert result.stderr.split() == f"Error: stopped where: tfbind fail fix: {Interrupted.usual_fix}".split()
+
+    def test_sigterm_is_143_and_says_so(self) -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            result = running(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        assert result.exit_code == 143
+        assert "Error: stopped" in result.stderr
+
+    def test_always_has_three_lines(self) -> None:
+        result = failing(StoreBusy("somebody writes"))
+        assert result.stderr == f"Error: somebody writes\n  where: tfbind fail\n  fix:   {StoreBusy.usual_fix}\n"
+
+    def test_a_closed_output_is_no_fault(self) -> None:
+        command = f"{shlex.quote(sys.executable)} -m tfbind_store --help >&-"
+        ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+        assert (ended.returncode, ended.stderr) == (0, "")
 
     def test_a_full_disk_says_so(self) -> None:
         result = failing(OSError(28, "No space left on device", "/somewhere/x"))

@@ -21,8 +21,14 @@ def test_three_lines() -> None:
     assert str(error) == "end 5 <= start 9\n  where: peaks.bed:3\n  fix:   swap them"
 
 
-def test_empty_parts_take_no_line() -> None:
-    assert str(errors.LocusError("odd")) == "odd"
+def test_an_empty_where_takes_no_line() -> None:
+    assert str(errors.LocusError("odd", fix="even it")) == "odd\n  fix:   even it"
+
+
+@pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
+def test_an_error_without_a_fix_gives_the_usual_one_of_its_kind(cls: type[errors.TfbindError]) -> None:
+    assert str(cls("odd")) == f"odd\n  fix:   {cls.usual_fix}"
+    assert cls is errors.TfbindError or cls.__dict__.get("usual_fix"), "a kind of its own has a fix of its own"
 
 
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)

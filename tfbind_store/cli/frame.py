@@ -19,11 +19,11 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import click
 
-from tfbind_store.errors import TfbindError
+from tfbind_store.errors import Interrupted, TfbindError
 
 LOGGER_NAME = "tfbind_store"
 EXIT_USER_MISTAKE = 1
@@ -78,26 +78,39 @@ class MainGroup(Group):
         kwargs["standalone_mode"] = False
         _start_logging()
         _leave_on_sigterm()
+        given = kwargs.get("args") or (args[0] if args else None) or sys.argv[1:]
         try:
             result = super().main(*args, **kwargs)
-            sys.stdout.flush()
-        except Exception as error:
-            sys.exit(_report(error))
-        except KeyboardInterrupt:
-            click.echo("Error: interrupted\n  fix:   the same command again goes on where it can", err=True)
-            sys.exit(EXIT_INTERRUPTED)
+            if sys.stdout is not None:  # None where the caller has closed it
+                sys.stdout.flush()
+        except (Exception, KeyboardInterrupt, _Terminated) as error:
+            sys.exit(_report(error, command=self._path(given)))
         sys.exit(result if isinstance(result, int) else 0)
 
+    def _path(self, given: Sequence[str]) -> str:
+        """Return the names of the command that `given` means: ``tfbind import peaks``."""
+        names, command = ["tfbind"], cast("click.Command", self)
+        for name in given:
+            if not isinstance(command, click.Group) or name not in command.commands:
+                break
+            names, command = [*names, name], command.commands[name]
+        return " ".join(names)
 
-def _report(error: Exception) -> int:
+
+class _Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+def _report(error: BaseException, *, command: str) -> int:
     """Print `error` as what, where, fix; return the exit status it asks for."""
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         click.echo(error.format_message(), err=True)
         return EXIT_USER_MISTAKE
-    if isinstance(error, click.Abort):
-        return EXIT_INTERRUPTED
+    if isinstance(error, click.Abort | KeyboardInterrupt | _Terminated):
+        click.echo(f"Error: {Interrupted('stopped', where=command)}", err=True)
+        return EXIT_TERMINATED if isinstance(error, _Terminated) else EXIT_INTERRUPTED
     if isinstance(error, BrokenPipeError):
         # The reader of our output (head, less) has seen enough; Python must not complain about it at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -105,11 +118,12 @@ def _report(error: Exception) -> int:
     if _is_verbose():
         click.echo("".join(traceback.format_exception(error)).rstrip(), err=True)
     described = _described(error)
+    described.where = described.where or command
     click.echo(f"Error: {described}", err=True)
     return described.exit_status
 
 
-def _described(error: Exception) -> TfbindError:
+def _described(error: BaseException) -> TfbindError:
     """Return any error as one that says what, where and fix."""
     if isinstance(error, TfbindError):
         return error
@@ -138,10 +152,12 @@ def _described_os_error(error: OSError) -> TfbindError:
         errno.EMFILE: "raise the number of open files: ulimit -n 4096",
     }
     where = str(error.filename) if error.filename else ""
-    return TfbindError(error.strerror or str(error), where=where, fix=fixes.get(error.errno or 0, ""))
+    return TfbindError(
+        error.strerror or str(error), where=where, fix=fixes.get(error.errno or 0, "check the path and the disk")
+    )
 
 
-def _last_own_frame(error: Exception) -> str:
+def _last_own_frame(error: BaseException) -> str:
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "tfbind_store" in f.filename]
     return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
 
@@ -176,7 +192,7 @@ def _leave_on_sigterm() -> None:
     """Let SIGTERM unwind the stack, so that temporary files go away."""
 
     def leave(number: int, frame: object) -> NoReturn:
-        sys.exit(EXIT_TERMINATED)
+        raise _Terminated
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, leave)
