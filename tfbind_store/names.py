@@ -27,6 +27,7 @@ MAX_PARTS = 12
 """A factor's name with more hyphens than this is taken whole."""
 
 _SEPARATOR = re.compile(r"(::|-|/)")
+_SPECIES = re.compile(r"-(?:human|mouse)\Z")
 _PHOSPHO = re.compile(r"(?P<gene>.+?)(?P<modification>phospho[STY]\d+)")
 _ROMAN = re.compile(r"(?=[IVXLC])(C{0,3})(XC|XL|L?X{0,3})(IX|IV|V?I{0,3})")
 _ROMAN_STEPS = ((100, "C"), (90, "XC"), (50, "L"), (40, "XL"), (10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I"))
@@ -93,9 +94,9 @@ def parse_experiment_name(
 
 
 def _factor_fields(fields: Sequence[str], known: Container[str], synonyms: Mapping[str, str] | None) -> int:
-    if _known_symbol(fields[1], known, synonyms) is None:
+    if _all_known(fields[1], known, synonyms) is None:
         for n_fields in range(min(3, len(fields) - 2), 1, -1):
-            if _known_symbol(".".join(fields[1 : 1 + n_fields]), known, synonyms) is not None:
+            if _all_known(".".join(fields[1 : 1 + n_fields]), known, synonyms) is not None:
                 return n_fields
     return 1
 
@@ -122,7 +123,7 @@ def parse_factor_name(
     Tried in this order, and the first that fits wins: the whole name is a known symbol or synonym; a modification
     follows an underscore (``SOX2_K4ac``) or as ENCODE writes it (``POLR2AphosphoS5``); all pieces between hyphens are
     known, longest pieces first, where a short piece may stand for an end of the symbol before it (``SMAD2-3``), after
-    an epitope tag or not. A complex with an unknown member keeps all its members, the unknown one too, so that nobody
+    an epitope tag or not, before a species or not (``CTCF-human``, as ENCODE names targets). A complex with an unknown member keeps all its members, the unknown one too, so that nobody
     takes it for its known part. A name of which nothing is known stays whole.
 
     Parameters
@@ -149,7 +150,8 @@ def parse_factor_name(
     if not name.strip():
         raise NameParseError("a factor's name is empty")
     candidates = list(_modification_cuts(name))
-    for stem, modification in candidates:
+    without_species = _SPECIES.sub("", name)
+    for stem, modification in (*candidates, *_modification_cuts(without_species)):
         genes = _all_known(stem, known_symbols, synonyms)
         if genes is not None:
             return ParsedFactor(genes, modification)
@@ -241,6 +243,8 @@ def _partly_known(name: str, known: Container[str], synonyms: Mapping[str, str] 
         ends = range(len(pieces), start, -2)
         hits = ((end, _known_symbol("".join(pieces[start:end]), known, synonyms)) for end in ends)
         end, symbol = next(((end, symbol) for end, symbol in hits if symbol is not None), (start + 1, None))
+        if symbol is None and genes and not unknown:
+            symbol = _short_for(pieces[start], genes[-1], known)
         if symbol is None:
             unknown += pieces[max(start - 1, 0) if unknown else start : end]
         else:
@@ -253,7 +257,7 @@ def _partly_known(name: str, known: Container[str], synonyms: Mapping[str, str] 
         return (name,)
     if tail.isdigit() and not genes[-1][-1].isdigit():
         return (name,)
-    if tail.isdigit() and len(genes) == 1:
+    if tail.isdigit():
         tail = genes[-1][: -len(tail)] + tail
     return (*genes, tail) if tail else tuple(genes)
 
