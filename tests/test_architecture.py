@@ -28,7 +28,7 @@ LAYERS: list[list[set[str]]] = [
     [{"feed"}],
     [{"precompute"}, {"query"}, {"heads"}, {"ingest"}],
     [{"verify", "repair", "garbage"}],
-    [{"store", "identity", "residues", "stock"}],
+    [{"store", "identity", "residues", "sequences", "stock"}],
     [
         {"catalog", "columns", "migrations", "snapshots"},
         {"arrays", "commit", "layouts", "mappings", "receipts", "shards"},

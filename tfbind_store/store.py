@@ -35,6 +35,7 @@ from tfbind_store.loci import Grid, Tiling
 from tfbind_store.names import path_safe_name
 from tfbind_store.receipts import Completeness
 from tfbind_store.residues import FactorBatch, FactorProteins
+from tfbind_store.sequences import FactorSequences
 from tfbind_store.snapshots import Snapshots
 from tfbind_store.spec import SHORT_ID_LENGTH, ArrayKind, EmbeddingSpec
 
@@ -342,6 +343,11 @@ class Store:
             n_damaged = len(array.damaged)
             found.append(ArrayInfo(name, array.spec, array.shape, array.completeness(), size, n_damaged))
         return found
+
+    @property
+    def proteins(self) -> FactorSequences:
+        """The sequences by factor name, as of now: a string, or a tuple of a complex's subunits."""
+        return FactorSequences(self)
 
     # selections and runs -------------------------------------------------------------------------------------------
 

@@ -135,4 +135,8 @@ def _missing(catalog: Catalog, names: Names) -> list[str]:
         close = near_miss(lacking[0], names.symbols) if len(told) < 20 else None
         told.append(f"{factor} (close: {close})" if close else str(factor))
     found = catalog.one("SELECT count(*) FROM data.factors")
-    return [f"{len(rows)} of {found[0] if found else 0} factors have no protein: {some(told, 20)}"]
+    notes = [f"{len(rows)} of {found[0] if found else 0} factors have no protein: {some(told, 20)}"]
+    partly = [str(factor) for factor, genes in rows if any(gene in names.symbols for gene in genes)]
+    if partly:
+        notes.append(f"{len(partly)} of them are complexes of which a part is missing: {some(partly, 20)}")
+    return notes
