@@ -6,7 +6,7 @@ import torch
 
 from tests.planted import make_planted
 from tfbind_store import finetune
-from tfbind_store.errors import ConfigError, TrainingError
+from tfbind_store.errors import ConfigError, NoSpace, StoreExists, TrainingError
 from tfbind_store.finetune import PretrainConfig, TrunkConfig, pretrain_trunk
 from tfbind_store.precompute.enformer import load_trunk
 from tfbind_store.query.selection import Selection
@@ -118,3 +118,26 @@ def test_planted_motifs_are_learned_from_sequence(planted):
     config = PretrainConfig(trunk=TINY, passes=150, device="cpu", lr=4e-3, validate_every=0, batch_size=8)
     result = pretrain_trunk(planted.store, planted.selection, config, planted.store.path / "long")
     assert result.loss < 1.5
+
+
+class TestTheFolder:
+    def test_a_trunk_that_is_there_is_kept(self, planted, trained):
+        weights = trained.path / "model.safetensors"
+        before = weights.read_bytes()
+        config = PretrainConfig(trunk=TINY, passes=0.1, device="cpu", validate_every=0, seed=5)
+        with pytest.raises(StoreExists, match="a trunk in this folder already"):
+            pretrain_trunk(planted.store, planted.selection, config, trained.path)
+        assert weights.read_bytes() == before
+
+    def test_overwrite_replaces_it(self, planted, tmp_path):
+        (tmp_path / "pytorch_model.bin").write_bytes(b"of somebody else")
+        config = PretrainConfig(trunk=TINY, passes=0.1, device="cpu", validate_every=0)
+        with pytest.raises(StoreExists):
+            pretrain_trunk(planted.store, planted.selection, config, tmp_path)
+        pretrain_trunk(planted.store, planted.selection, config, tmp_path, overwrite=True)
+        assert load_trunk(tmp_path).card.trained_on is not None
+
+    def test_a_disk_too_small_is_refused_before_the_training(self, planted, tmp_path, monkeypatch):
+        monkeypatch.setattr(finetune, "free_bytes", lambda path: 1000)
+        with pytest.raises(NoSpace, match="the disk has 1,000"):
+            pretrain_trunk(planted.store, planted.selection, PretrainConfig(trunk=TINY, device="cpu"), tmp_path / "t")

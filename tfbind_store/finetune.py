@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tfbind_store import config as configs
-from tfbind_store.errors import ConfigError, TrainingError
+from tfbind_store.durable import free_bytes, typed_errors
+from tfbind_store.errors import ConfigError, NoSpace, StoreExists, TrainingError
 from tfbind_store.feed import permuted
 from tfbind_store.heads.losses import LossConfig, cell_losses
 from tfbind_store.metrics import score_binary
 from tfbind_store.precompute.enformer import one_hot, save_trunk
-from tfbind_store.precompute.trunk_files import build_trunk
+from tfbind_store.precompute.trunk_files import WEIGHT_FILES, build_trunk
 from tfbind_store.precompute.weights import pick_device
 from tfbind_store.query import rows
 from tfbind_store.query.selection import Selection
@@ -143,7 +144,12 @@ class PretrainResult(NamedTuple):
 
 
 def pretrain_trunk(
-    store: Store, selection_name: str, config: PretrainConfig | None = None, out_dir: Path | str | None = None
+    store: Store,
+    selection_name: str,
+    config: PretrainConfig | None = None,
+    out_dir: Path | str | None = None,
+    *,
+    overwrite: bool = False,
 ) -> PretrainResult:
     """Train a trunk on the training part of a selection and save it.
 
@@ -151,9 +157,15 @@ def pretrain_trunk(
     ----------
     out_dir
         Where the trunk goes; default ``trunks/<selection>`` in the store.
+    overwrite
+        Replace a trunk that is there.
 
     Raises
     ------
+    StoreExists
+        If there is a trunk, anybody's, and it may not be replaced.
+    NoSpace
+        If the disk cannot hold the trunk.
     ConfigError
         If sizes do not fit the store's grid.
     TrainingError
@@ -161,9 +173,14 @@ def pretrain_trunk(
     """
     config = config or PretrainConfig()
     out = Path(out_dir) if out_dir else store.path / "trunks" / selection_name
+    weights = next((out / name for name in WEIGHT_FILES if (out / name).exists()), None)
+    if weights and not overwrite:
+        fix = "choose another folder, or --overwrite"
+        raise StoreExists("there is a trunk in this folder already", where=str(weights), fix=fix)
     selection = Selection.open(store, selection_name)
     feed = training_feed(store, selection, config)
     trainer = _Trainer(store, feed, config, out)
+    trainer.require_room()
     started = time.monotonic()
     loss = trainer.run(_validation_feed(store, selection, feed))
     trained_on = {key: selection.trained_on[key] for key in ("factors", "chromosomes", "biotypes")}
@@ -250,12 +267,20 @@ class _Trainer:
             {"params": rest, "weight_decay": 0.0},
         ]
 
+    def require_room(self) -> None:
+        """Refuse to train for a folder that cannot be written, or on a disk that cannot hold the result."""
+        with typed_errors(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+        needed = sum(value.nbytes for value in self.model.state_dict().values())
+        free = free_bytes(self.out)
+        if free < needed:
+            raise NoSpace(f"the trunk needs {needed:,} bytes, the disk has {free:,}", where=str(self.out))
+
     def run(self, valid: TrackFeed | None) -> float:
         """Train to the end and return the mean loss of the last pass."""
         total = max(1, round(self.config.passes * self.per_pass))
         limit = self.config.minutes * 60 if self.config.minutes else math.inf
         started, recent = time.monotonic(), []
-        self.out.mkdir(parents=True, exist_ok=True)
         with (self.out / "log.jsonl").open("w", encoding="utf-8") as log:
             for stretches in tqdm(self._batches(total), total=total, desc="pretrain", unit="step", disable=None):
                 share = max(self.step / total, (time.monotonic() - started) / limit)

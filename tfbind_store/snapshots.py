@@ -209,7 +209,12 @@ class Snapshots:
 def _mapped(path: Path) -> Iterator[memoryview]:
     descriptor = open_regular(path)
     try:
-        with mmap.mmap(descriptor, 0, prot=mmap.PROT_READ) as pages, memoryview(pages) as content:
-            yield content
+        pages = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
     finally:
         os.close(descriptor)
+    try:
+        yield memoryview(pages)
+    finally:
+        # the traceback of a failed write still holds a slice: closing would hide that error behind a BufferError
+        with contextlib.suppress(BufferError):
+            pages.close()

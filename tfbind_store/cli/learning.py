@@ -29,6 +29,7 @@ SET = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help
 @click.option("--minutes", type=float, help="Stop after so long, the learning rate at its end.")
 @click.option("--permute-labels", is_flag=True, default=None, help="The control: peaks at random places.")
 @click.option("--seed", type=int, help="Decides weights, order and draws.  [default: 0]")
+@click.option("--overwrite", is_flag=True, help="Replace a trunk that is in the folder.")
 @CONFIG
 @SET
 @json_option
@@ -36,6 +37,7 @@ def pretrain(
     store: Path,
     selection: str,
     trunk: Path,
+    overwrite: bool,
     config: Path | None,
     settings: tuple[str, ...],
     as_json: bool,
@@ -50,7 +52,7 @@ def pretrain(
     from tfbind_store.store import Store
 
     chosen = configured(PretrainConfig, config, given, settings)
-    result = pretrain_trunk(Store.open(store), selection, chosen, trunk)
+    result = pretrain_trunk(Store.open(store), selection, chosen, trunk, overwrite=overwrite)
     text = [
         f"trunk: {result.path}, {result.n_tracks} tracks, {result.n_steps:,} steps in {result.seconds:.0f} s, "
         f"loss {result.loss:.4f}",

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 from enformer_pytorch import Enformer
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from tfbind_store.errors import WeightsError
 from tfbind_store.precompute.weights import first_file, read_safetensors, read_tensors
@@ -124,7 +124,8 @@ def save_trunk(
     # one key: safetensors writes several in an order that changes from process to process
     stated = {"config": config, "trained_on": card.trained_on_json, "notes": dict(card.notes)}
     metadata = {CARD_FORMAT: canonical_json(stated)}
-    _replace(folder / WEIGHT_FILES[0], lambda path: save_file(tensors, path, metadata=metadata))
+    # not save_file: it hides a full disk behind an error of its own
+    _replace(folder / WEIGHT_FILES[0], lambda path: Path(path).write_bytes(save(tensors, metadata)))
     text = json.dumps({"model_type": "enformer", **config}, indent=2, sort_keys=True) + "\n"
     _replace(folder / CONFIG_FILE, lambda path: Path(path).write_text(text, encoding="utf-8"))
     return folder
