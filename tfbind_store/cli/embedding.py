@@ -65,7 +65,11 @@ def plan(store: Path, what: str, retry_failed: bool, as_json: bool, **options: A
         opened, embedder, name=_label(what, options), asked=_asked(opened, loci), retry_failed=retry_failed
     )
     free = shutil.disk_usage(opened.path).free
-    value = {
+    emit(_plan_value(planned, free), _plan_lines(planned, free), as_json=as_json)
+
+
+def _plan_value(planned: Plan, free: int) -> dict[str, Any]:
+    return {
         "n_asked": planned.n_asked,
         "n_done": planned.n_done,
         "n_compute": planned.n_compute,
@@ -78,7 +82,6 @@ def plan(store: Path, what: str, retry_failed: bool, as_json: bool, **options: A
         "estimate_seconds": planned.estimate_seconds,
         "fits": planned.need_bytes <= free,
     }
-    emit(value, _plan_lines(planned, free), as_json=as_json)
 
 
 def _plan_lines(planned: Plan, free: int) -> list[str]:
@@ -87,16 +90,42 @@ def _plan_lines(planned: Plan, free: int) -> list[str]:
     lines = [
         f"windows: {planned.n_asked:,} asked, {planned.n_done:,} done, {planned.n_compute:,} to compute, "
         f"{planned.n_all_n:,} all N",
-        f"shards: {len(planned.shards):,}, {size_text(planned.write_bytes)} to write, {size_text(free)} free; {time}",
+        f"shards: {len(planned.shards):,}, {size_text(planned.write_bytes)} to write, {size_text(free)} free; "
+        f"{size_text(3 * planned.shard_bytes)} of memory for shards; {time}",
     ]
     if planned.n_failed_before:
         lines.append(f"{planned.n_failed_before:,} failed before: --retry-failed tries them again")
     return lines
 
 
+def engine_options(function: Kept) -> Kept:
+    """Add what chooses who computes windows."""
+    for decorate in reversed(
+        [
+            click.option(
+                "--engine",
+                type=click.Choice(["serial", "ray", "slurm"]),
+                default="serial",
+                show_default=True,
+                help="Who computes windows: this process, Ray actors, or Slurm jobs.",
+            ),
+            click.option("--workers", default=1, show_default=True, help="Actors or jobs, one embedder each."),
+            click.option("--gpus", default=0.0, help="GPUs per worker; may be a fraction."),
+            click.option("--address", metavar="HOST", help="A running Ray cluster; default: one of this machine."),
+            click.option("--cluster", metavar="NAME", help="slurm, or local for processes of this machine."),
+            click.option("--slurm", multiple=True, metavar="KEY=VALUE", help="For submitit: slurm_partition=gpu."),
+            click.option("--max-memory", metavar="SIZE", help="For finished shards that wait for the disk, as in 2G."),
+            click.option("--dry-run", is_flag=True, help="Print the plan of windows and stop."),
+        ]
+    ):
+        function = decorate(function)
+    return function
+
+
 @click.command(
     cls=Command,
     examples=[
+        "tfbind embed yeast.store windows --checkpoint trunk/ --dry-run",
         "tfbind embed yeast.store windows --checkpoint trunk/",
         "tfbind embed yeast.store factors",
         "tfbind embed yeast.store contexts",
@@ -105,8 +134,9 @@ def _plan_lines(planned: Plan, free: int) -> list[str]:
 @STORE
 @click.argument("what", type=click.Choice(WHAT))
 @embedder_options
+@engine_options
 @json_option
-def embed(store: Path, what: str, retry_failed: bool, as_json: bool, **options: Any) -> None:
+def embed(store: Path, what: str, retry_failed: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Compute the embeddings that are missing; finished shards are kept, so the same command goes on.
 
     Windows of the genome by a trunk (enformer), proteins of the factors (composition, which needs no weights, esm,
@@ -124,8 +154,22 @@ def embed(store: Path, what: str, retry_failed: bool, as_json: bool, **options: 
         loci = _loci(opened, options["loci"], options["chroms"])
         name = _label(what, options)
         planned = run.plan_windows(opened, embedder, name=name, asked=_asked(opened, loci), retry_failed=retry_failed)
-        click.echo("\n".join(_plan_lines(planned, shutil.disk_usage(opened.path).free)), err=True)
-        report = run.embed_windows(opened, embedder, name=name, loci=loci, retry_failed=retry_failed, progress=progress)
+        free = shutil.disk_usage(opened.path).free
+        if dry_run:
+            emit(_plan_value(planned, free), _plan_lines(planned, free), as_json=as_json)
+            return
+        click.echo("\n".join(_plan_lines(planned, free)), err=True)
+        report = run.embed_windows(
+            opened,
+            embedder,
+            name=name,
+            loci=loci,
+            retry_failed=retry_failed,
+            progress=progress,
+            engine=_engine(options),
+            max_memory_bytes=_size(options["max_memory"]),
+            tell=lambda line: click.echo(line, err=True),
+        )
     elif what == "factors":
         report = run.embed_factors(opened, embedder, name=options["name"], progress=progress)
     else:
@@ -150,11 +194,48 @@ def _report_lines(report: EmbedReport) -> list[str]:
     return lines
 
 
+def _engine(options: dict[str, Any]) -> Any:
+    """Return who computes, None for this process."""
+    if options["engine"] == "serial":
+        if options["workers"] != 1:
+            raise click.UsageError("--workers needs --engine ray or slurm: serial is one process")
+        return None
+    from tfbind_store.precompute.engines import EmbedderRecipe, RayEngine, SlurmEngine
+
+    name, settings = _named("windows", **_choice(options))
+    recipe = EmbedderRecipe(arguments={"name": name, "options": settings})
+    if options["engine"] == "ray":
+        return RayEngine(
+            recipe, workers=options["workers"], gpus_per_worker=options["gpus"], address=options["address"]
+        )
+    parameters = {key: _toml(value) for key, value in key_values(options["slurm"], option="--slurm").items()}
+    if options["gpus"]:
+        parameters.setdefault("gpus_per_node", int(options["gpus"]))
+    return SlurmEngine(recipe, workers=options["workers"], cluster=options["cluster"], parameters=parameters)
+
+
+def _size(text: str | None) -> int | None:
+    """Read a size in bytes, or with K, M, G or T for powers of 1024.
+
+    Examples
+    --------
+    >>> _size("2G")
+    2147483648
+    """
+    if text is None:
+        return None
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in ("K", "M", "G", "T") else (text, "")
+    try:
+        return int(float(number) * 1024 ** " KMGT".index(unit or " "))
+    except (ValueError, OverflowError) as error:
+        raise click.UsageError(f"--max-memory {text}: write a number of bytes, or 500M, 2G") from error
+
+
 def _choice(options: dict[str, Any]) -> dict[str, Any]:
     return {key: options[key] for key in ("embedder", "checkpoint", "settings", "allow_download", "device")}
 
 
-def _make(
+def _named(
     what: str,
     *,
     embedder: str | None,
@@ -162,10 +243,8 @@ def _make(
     settings: tuple[str, ...],
     allow_download: bool,
     device: str | None,
-) -> Any:
-    """Return the embedder that the options name."""
-    from tfbind_store.precompute import embedder as embedders
-
+) -> tuple[str, dict[str, Any]]:
+    """Return the name of the embedder and its own options."""
     name = embedder or DEFAULT_EMBEDDER[what]
     options = {key: _toml(value) for key, value in key_values(settings, option="--set").items()}
     if checkpoint:
@@ -176,6 +255,14 @@ def _make(
         options["allow_download"] = True
     if device and name not in WITHOUT_DEVICE:
         options["device"] = device
+    return name, options
+
+
+def _make(what: str, **choice: Any) -> Any:
+    """Return the embedder that the options name."""
+    from tfbind_store.precompute import embedder as embedders
+
+    name, options = _named(what, **choice)
     make = {
         "windows": embedders.make_window_embedder,
         "factors": embedders.make_sequence_embedder,

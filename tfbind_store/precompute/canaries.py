@@ -14,7 +14,7 @@ import numpy as np
 from tfbind_store.arrays import ShardedArray
 from tfbind_store.errors import TfbindError
 from tfbind_store.precompute.embedder import WindowEmbedder, make_window_embedder
-from tfbind_store.precompute.run import CANARY_COSINE, WindowJob, cosine_of
+from tfbind_store.precompute.shard_work import CANARY_COSINE, WindowJob, cosine_of
 from tfbind_store.receipts import WindowState
 from tfbind_store.spec import EmbeddingSpec
 from tfbind_store.store import Store

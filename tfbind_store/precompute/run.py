@@ -1,38 +1,36 @@
 """Embed what is missing, shard by shard; the same command again goes on where the last one ended.
 
-What is missing follows from receipts alone (`plan`). One shard is one unit of work: its windows are embedded, checked
-and published together. A window whose numbers are not finite, or too large for the stored dtype, is recorded as failed
-with its reason and the others go on. Windows that hold only N are recorded, never computed. Here is the serial engine
-for genome windows; proteins and texts are in ``rows``.
+What is missing follows from receipts alone (`plan`). Windows that hold only N are recorded, never computed. How a shard
+is embedded is said in ``shard_work``, who does it in ``engines``; proteins and texts are in ``rows``.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
-from tqdm import tqdm
+from jaxtyping import Bool, Int64
 
-from tfbind_store.arrays import ArrayLayout, ShardedArray, WindowState, publish_shard
-from tfbind_store.commit import claim_shard
-from tfbind_store.errors import LocusError, SpecError
+from tfbind_store.arrays import ShardedArray, WindowState
+from tfbind_store.errors import ConfigError, LocusError
 from tfbind_store.loci import Locus
 from tfbind_store.names import path_safe_name
 from tfbind_store.precompute.embedder import WindowEmbedder
+from tfbind_store.precompute.engines import Engine, SerialEngine
 from tfbind_store.precompute.outcome import EmbedReport, Failure
-from tfbind_store.precompute.plan import Plan, ShardWork, make_plan
+from tfbind_store.precompute.plan import Plan, make_plan
+from tfbind_store.precompute.progress import RunProgress, Tell
 from tfbind_store.precompute.rows import embed_contexts, embed_factors
-from tfbind_store.precompute.stopping import StopRequest, stop_requests
-from tfbind_store.precompute.upkeep import index, require_space, to_stored
-from tfbind_store.receipts import Receipt
+from tfbind_store.precompute.shard_work import CANARY_COSINE, WindowJob, embed_shards, require_same_numbers
+from tfbind_store.precompute.stopping import stop_requests
+from tfbind_store.precompute.upkeep import index, require_space
 from tfbind_store.spec import EmbeddingSpec
 from tfbind_store.store import Store
 
 __all__ = [
+    "CANARY_COSINE",
     "EmbedReport",
     "Failure",
     "WindowJob",
@@ -41,28 +39,12 @@ __all__ = [
     "embed_shards",
     "embed_windows",
     "plan_windows",
+    "require_same_numbers",
     "windows_of",
 ]
 
 WINDOWS_PER_SHARD = 32
-CANARY_COSINE = 0.9999
-"""Below this, a stored window and the same window embedded now are not of one model."""
 _log = logging.getLogger(__name__)
-Progress = Callable[[int], object]
-
-
-@dataclass(frozen=True)
-class WindowJob:
-    """All that embedding some shards of one array needs."""
-
-    store: Store
-    embedder: WindowEmbedder
-    layout: ArrayLayout
-
-    def embed(self, windows: Sequence[int]) -> Iterator[tuple[int, Float32[np.ndarray, "n_bins dim"]]]:
-        """Yield the numbers of windows, in order."""
-        genome = self.store.genome
-        return iter(self.embedder.embed(windows, lambda locus: genome.codes(*locus), self.store.tiling))
 
 
 def plan_windows(
@@ -103,6 +85,9 @@ def embed_windows(
     loci: Iterable[Locus] | None = None,
     retry_failed: bool = False,
     progress: bool = False,
+    engine: Engine | None = None,
+    max_memory_bytes: int | None = None,
+    tell: Tell | None = None,
 ) -> EmbedReport:
     """Embed the windows of a genome that have no receipt yet.
 
@@ -118,6 +103,12 @@ def embed_windows(
         Try windows again that failed in an earlier run.
     progress
         Show a progress bar on stderr.
+    engine
+        Who computes; default this process.
+    max_memory_bytes
+        What finished shards may take in memory; less makes computing wait for the disk.
+    tell
+        Called with a line of text after the first shard: speed, and how long the rest will take.
 
     Returns
     -------
@@ -137,6 +128,7 @@ def embed_windows(
     plan = plan_windows(store, embedder, name=name, asked=asked, retry_failed=retry_failed)
     array_name = store.array_name_for("windows", name)
     require_space(store, plan.need_bytes, what=array_name)
+    n_waiting = shards_in_memory(plan, max_memory_bytes)
     if plan.shards:
         spec = embedder.spec(store.meta.genome, store.grid)
         shape = (store.tiling.n_windows, store.grid.n_bins, spec.dim)
@@ -144,7 +136,8 @@ def embed_windows(
         job = WindowJob(store, embedder, array.layout)
         if plan.n_compute:
             require_same_numbers(job, array)
-        _run(job, plan, progress=progress)
+        with RunProgress(store, plan, show=progress, tell=tell) as shown:
+            _run(job, plan, engine or SerialEngine(), shown, n_waiting)
     index(store, array_name)
     return _report(store, array_name, plan, asked, time.monotonic() - started)
 
@@ -171,77 +164,27 @@ def windows_of(store: Store, loci: Iterable[Locus]) -> Int64[np.ndarray, " n"]:
     return np.array(sorted(found), dtype=np.int64)
 
 
-def embed_shards(
-    job: WindowJob, works: Iterable[ShardWork], *, stop: StopRequest | None = None, on_windows: Progress | None = None
-) -> Iterator[Receipt]:
-    """Embed and publish shards one after the other: the one thing that every engine runs.
-
-    Doing a shard twice is harmless: windows that are ok stay as they are. A shard that another process on this machine
-    works on is put last. On a stop request the shard at hand is published with what it has, and the rest is left.
-    """
-    waiting = [(work, False) for work in works]
-    while waiting and not stop:
-        work, is_second_try = waiting.pop(0)
-        with claim_shard(job.layout, work.shard_id) as held:
-            if not held and not is_second_try:
-                waiting.append((work, True))
-                continue
-            yield _embed_shard(job, work, stop, on_windows)
-
-
-def _embed_shard(job: WindowJob, work: ShardWork, stop: StopRequest | None, on_windows: Progress | None) -> Receipt:
-    layout, started = job.layout, time.monotonic()
-    first = work.shard_id * layout.windows_per_shard
-    states = [WindowState.not_asked] * layout.windows_in(work.shard_id)
-    reasons: dict[int, str] = {}
-    data = np.full((layout.rows_in(work.shard_id), *layout.row_shape), np.nan, dtype=layout.dtype)
-    for window in work.all_n:
-        states[window - first] = WindowState.all_n
-    n_computed = 0
-    for window, values in job.embed(work.compute):
-        stored, reason = to_stored(values, layout.dtype)
-        states[window - first] = WindowState.failed if reason else WindowState.ok
-        if reason:
-            reasons[window - first] = reason
-            _log.warning("window %d (%s) failed: %s", window, job.store.tiling.kept(window), reason)
-        else:
-            data[window - first] = stored
-        n_computed += 1
-        if on_windows:
-            on_windows(1)
-        if stop:
-            break
-    provenance = {"seconds": round(time.monotonic() - started, 3), "n_computed": n_computed}
-    return publish_shard(layout, work.shard_id, data, states, reasons=reasons, provenance=provenance)
-
-
-def require_same_numbers(job: WindowJob, array: ShardedArray) -> None:
-    """Embed one stored window again and compare: the fingerprint says what was meant, this says what is.
+def shards_in_memory(plan: Plan, max_bytes: int | None) -> int:
+    """Return how many finished shards may wait for the disk; -1 where computing and writing have to take turns.
 
     Raises
     ------
-    SpecError
-        If the two are not the same window of the same model.
+    ConfigError
+        If not even one shard fits.
     """
-    ok = np.flatnonzero(array.is_ok(np.arange(array.shape[0])))
-    if not ok.size:
-        return
-    window = int(ok[0])
-    _, now = next(iter(job.embed([window])))
-    cosine = cosine_of(array.row(window).astype(np.float32), now)
-    if not cosine >= CANARY_COSINE:
-        raise SpecError(
-            f"window {window} is stored with other numbers than this embedder gives (cosine {cosine:.6f})",
-            where=array.layout.name,
-            fix="run tfbind verify, or embed under another name: --name other",
-        )
+    if max_bytes is None or not plan.shards:
+        return 1
+    n = max_bytes // plan.shard_bytes
+    if n < 1:
+        what = f"a shard takes {plan.shard_bytes:,} bytes of memory, {max_bytes:,} are allowed"
+        raise ConfigError(what, where="--max-memory", fix=f"allow at least {plan.shard_bytes:,} bytes")
+    return min(int(n) - 3, 1) if n >= 2 else -1
 
 
-def _run(job: WindowJob, plan: Plan, *, progress: bool) -> None:
-    bar = tqdm(total=plan.n_compute, unit="window", disable=not progress)
-    with bar, stop_requests() as stop:
-        for receipt in embed_shards(job, plan.shards, stop=stop, on_windows=bar.update):
-            _log.info("shard %d of %s published", receipt.shard_id, job.layout.name)
+def _run(job: WindowJob, plan: Plan, engine: Engine, shown: RunProgress, n_waiting: int) -> None:
+    with stop_requests() as stop:
+        for published in engine.embed(job, plan.shards, stop=stop, on_windows=shown.windows, n_waiting=n_waiting):
+            shown.shard(published)
         if stop:
             index(job.store, job.layout.name)
             raise stop.error("what was computed is published", where=job.layout.name)
@@ -287,10 +230,3 @@ def _all_n(store: Store) -> Bool[np.ndarray, " n_windows"]:
     with store.reader() as catalog:
         found = catalog.columns("SELECT n_fraction FROM data.windows ORDER BY window_id")["n_fraction"]
     return np.asarray(found >= 1)
-
-
-def cosine_of(first: Float32[np.ndarray, "..."], second: Float32[np.ndarray, "..."]) -> float:
-    """Return the cosine of the angle between two blocks of numbers."""
-    a, b = first.ravel().astype(np.float64), second.ravel().astype(np.float64)
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norm if norm else float(np.array_equal(a, b))

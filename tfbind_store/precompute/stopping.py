@@ -1,8 +1,8 @@
 """Stop a long run when asked to: at the next safe point, or at once on the second request.
 
-SIGTERM and Ctrl-C set a flag that the run looks at between windows, so that what was computed is published first. If
-no safe point comes within `GRACE_SECONDS` (one huge window on a slow machine), the run is abandoned where it stands:
-publishing is atomic, so nothing is torn.
+SIGTERM, Ctrl-C and Slurm's USR2 set a flag that the run looks at between windows, so that what was computed is
+published first. If no safe point comes within `GRACE_SECONDS` (one huge window on a slow machine), the run is abandoned
+where it stands: publishing is atomic, so nothing is torn.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any
 from tfbind_store.errors import Interrupted
 
 GRACE_SECONDS = 20.0
-EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
+EXIT_STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR2: 143}
+"""USR2 is how Slurm tells that a job is about to be preempted."""
 
 
 class StopRequest:
@@ -40,7 +41,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_requests(*, grace_seconds: float = GRACE_SECONDS) -> Iterator[StopRequest]:
-    """Catch SIGTERM and SIGINT inside the block; outside the main thread nothing is caught.
+    """Catch SIGTERM, SIGINT and SIGUSR2 inside the block; outside the main thread nothing is caught.
 
     Raises
     ------
@@ -61,7 +62,8 @@ def stop_requests(*, grace_seconds: float = GRACE_SECONDS) -> Iterator[StopReque
     def on_alarm(number: int, frame: FrameType | None) -> None:
         raise request.error(f"abandoned after {grace_seconds:g} s; what was published is kept")
 
-    handlers = {signal.SIGTERM: on_signal, signal.SIGINT: on_signal, signal.SIGALRM: on_alarm}
+    asked = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGUSR2), on_signal)
+    handlers = {**asked, signal.SIGALRM: on_alarm}
     before: dict[signal.Signals, Any] = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield request
