@@ -293,6 +293,28 @@ class TestSplits:
         assert set(rows_of(store, factors_need_protein=False)[1]["experiment"].tolist()) == {0, 1}
 
 
+class TestGapsAreSaid:
+    def notes(self, store, **config):
+        selection, _ = rows_of(store, **config)
+        return selection.info["notes"]
+
+    def test_a_test_chromosome_that_is_unlabelled(self, store):
+        notes = self.notes(store, where="factor = 'CCC'", split=SplitConfig(test_chroms=("chr3",)))
+        assert notes == ["test: unlabelled, so without rows: chr3", "test: no rows"]
+
+    def test_an_unlabelled_chromosome_among_the_training_ones(self, store):
+        notes = self.notes(store, where="factor = 'CCC'")
+        assert notes == ["train: unlabelled, so without rows: chr3"]
+
+    def test_nothing_to_train_on(self, store):
+        split = SplitConfig(test_chroms=("chr1", "chr2", "chr3"))
+        notes = self.notes(store, split=split)
+        assert notes == ["train: no rows", "nothing can be trained on this selection"]
+
+    def test_none_where_all_is_there(self, store):
+        assert self.notes(store, split=SplitConfig(test_chroms=("chr2",))) == []
+
+
 class TestFile:
     def test_the_same_inputs_give_the_same_bytes(self, store, tmp_path):
         config = SelectionConfig(n_bins=3, split=SplitConfig(test_chroms=("chr2",)))

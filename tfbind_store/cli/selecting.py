@@ -37,6 +37,9 @@ SPLITS = ("train", "valid", "test")
     "--hold-out-random", multiple=True, metavar="RULE", help="Seeded choice: factor:20:min_peaks=100. Repeatable."
 )
 @click.option(
+    "--hold-out-valid-share", type=float, help="Share of what is held out that validates instead.  [default: 0]"
+)
+@click.option(
     "--allow-leak", multiple=True, metavar="KIND", help="Do not follow this kinship: gene, sequence, treatment."
 )
 @click.option("--margin-bp", type=int, help="Negatives keep this far from peaks.  [default: 512]")
@@ -56,6 +59,7 @@ def select(
     test_chroms: str | None,
     hold_out: tuple[str, ...],
     hold_out_random: tuple[str, ...],
+    hold_out_valid_share: float | None,
     allow_leak: tuple[str, ...],
     config: Path | None,
     settings: tuple[str, ...],
@@ -82,13 +86,14 @@ def select(
         "test_chroms": listed(test_chroms),
         "hold_out": _by_kind(hold_out),
         "hold_out_random": list(hold_out_random),
+        "hold_out_valid_share": hold_out_valid_share,
     }
     given = {
         **plain,
         "params": _typed(key_values(params, option="-p")),
         "negatives": listed(negatives),
         "allow_leaks": list(allow_leak),
-        "split": {key: value for key, value in split.items() if value},
+        "split": {key: value for key, value in split.items() if value not in (None, [], {})},
     }
     chosen = configured(SelectionConfig, config, given, settings)
     report = make_selection(opened, name, chosen, overwrite=overwrite)

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 
 from tfbind_store.query import splits
 from tfbind_store.query.leaks import Leak, windows_read_by_both
 from tfbind_store.query.rows import KINDS, Built, Evidence, RowTable
 from tfbind_store.query.splits import HOLDOUTS, SPLITS, Parts
+
+SHOWN_CHROMS = 8
 
 
 def describe(
@@ -21,8 +23,9 @@ def describe(
     found: Sequence[Leak],
     dropped: Mapping[str, int],
     notes: Sequence[str],
+    chosen: Int64[np.ndarray, " c"],
 ) -> dict[str, Any]:
-    """Return what ``selection.json`` says about the rows, as JSON values."""
+    """Return what ``selection.json`` says about the rows, as JSON values; `chosen` are ids of experiments."""
     table = built.rows
     return {
         "rows": len(table.anchor),
@@ -31,7 +34,7 @@ def describe(
         "holdouts": _two_way(table.split, SPLITS, table.holdout, HOLDOUTS),
         "dropped": {**dropped, **built.dropped},
         "shortfall": built.shortfall,
-        "notes": [*notes, *built.notes],
+        "notes": [*notes, *built.notes, *gaps(evidence, table, parts, chosen)],
         "warnings": warnings(evidence, table),
         "held_out": {kind: names._asdict() for kind, names in parts.held_out.items()},
         "parts": {name: names_in(evidence, table, table.split == number) for number, name in enumerate(SPLITS)},
@@ -64,6 +67,21 @@ def names_in(evidence: Evidence, table: RowTable, mask: Bool[np.ndarray, " n"]) 
         for plural, column in (("factors", "factor"), ("biotypes", "biotype"), ("experiments", "experiment"))
     }
     return {**names, "chromosomes": [evidence.tiling.chroms[chrom] for chrom in chroms]}
+
+
+def gaps(evidence: Evidence, table: RowTable, parts: Parts, chosen: Int64[np.ndarray, " c"]) -> list[str]:
+    """Say which chromosomes nobody has looked at for the chosen experiments, and which split came out empty."""
+    looked = evidence.labelled[np.isin(evidence.experiments["experiment_id"], chosen)].any(axis=0)
+    found = []
+    for number, split in enumerate(SPLITS):
+        silent = [evidence.tiling.chroms[place] for place in np.flatnonzero((parts.chrom == number) & ~looked)]
+        if silent:
+            more = f" and {len(silent) - SHOWN_CHROMS} more" if len(silent) > SHOWN_CHROMS else ""
+            found.append(f"{split}: unlabelled, so without rows: {', '.join(silent[:SHOWN_CHROMS])}{more}")
+        wanted = any((part == number).any() for part in (parts.chrom, parts.factor, parts.biotype))
+        if wanted and not (table.split == number).any():
+            found.append(f"{split}: no rows")
+    return found if (table.split == splits.TRAIN).any() else [*found, "nothing can be trained on this selection"]
 
 
 def unseen_names(evidence: Evidence, table: RowTable, parts: Parts) -> dict[str, list[str]]:

@@ -118,7 +118,11 @@ def make_selection(
     choices = config.choices()
     folder = _free_folder(store, name, overwrite=overwrite)
     if config.n_bins > store.grid.n_bins:
-        raise SelectionError(f"{config.n_bins} bins per row, a window has {store.grid.n_bins}", where=name)
+        raise SelectionError(
+            f"{config.n_bins} bins per row, a window has {store.grid.n_bins}",
+            where=f"selection {name}",
+            fix="ask for fewer: --bins",
+        )
     with store.reader() as catalog:
         evidence = rows.gather(store, catalog)
         chosen = choose(catalog, evidence, config)
@@ -141,7 +145,9 @@ def make_selection(
         leaks.refuse(found, config.allow_leaks, where=f"selection {name}")
         info = {
             **_origin(store, catalog, name, config, chosen.sql),
-            **describe.describe(evidence, built, parts, found, chosen.dropped, chosen.notes),
+            **describe.describe(
+                evidence, built, parts, found, chosen.dropped, chosen.notes, chosen.experiments["experiment_id"]
+            ),
         }
         _write(catalog, folder, evidence, built.rows, info)
     for cause, lost in info["dropped"].items():

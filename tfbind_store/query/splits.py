@@ -206,7 +206,8 @@ def _chrom_parts(config: SplitConfig, chroms: Sequence[str], aliases: Mapping[st
                     f"no chromosome {name!r} in this genome", where=f"split.{split}_chroms", fix=_close(name, chroms)
                 )
             if given.setdefault(chrom, split) != split:
-                raise SelectionError(f"chromosome {chrom} is both {given[chrom]} and {split}", where="split")
+                what = f"chromosome {chrom} is both {given[chrom]} and {split}"
+                raise SelectionError(what, where="split", fix=f"leave {name} out of one of them")
             part[chroms.index(chrom)] = SPLITS.index(split)
     return part
 
