@@ -153,6 +153,8 @@ REGISTRY: Mapping[ArrayKind, Mapping[str, str]] = {
     "windows": {
         "toy": "tfbind_store.precompute.toy:from_options",
         "enformer": "tfbind_store.precompute.enformer:from_options",
+        "borzoi": "tfbind_store.precompute.borzoi:from_options",
+        "module": "tfbind_store.precompute.module:from_options",
     },
     "proteins": {
         "composition": "tfbind_store.precompute.composition:from_options",
@@ -174,7 +176,7 @@ def embedder_names(kind: ArrayKind) -> list[str]:
     Examples
     --------
     >>> embedder_names("windows")
-    ['enformer', 'toy']
+    ['borzoi', 'enformer', 'module', 'toy']
     """
     return sorted(REGISTRY[kind])
 
