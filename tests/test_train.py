@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import torch
 from tests.planted import planted  # noqa: F401
 from tfbind_store import config as configs
 from tfbind_store import train as training
-from tfbind_store.errors import CheckpointError, ConfigError, TrainingError
+from tfbind_store.errors import CheckpointError, ConfigError, TfbindError, TrainingError
 from tfbind_store.heads import load_checkpoint, read_header
+from tfbind_store.store import Store
 from tfbind_store.train import TrainConfig, train_head
 
 SMALL = {"width": 16, "filip_heads": 4, "filip_dim": 4, "tower_dim": 8, "n_queries": 3}
@@ -202,3 +204,24 @@ def test_kept_weights_are_those_that_were_validated(planted):  # noqa: F811
 def test_odd_configs_are_refused(odd):
     with pytest.raises(ConfigError):
         TrainConfig(**odd)
+
+
+@pytest.mark.parametrize("odd", [{"windows": "windws"}, {"head": "adaptr"}, {"options": {"widht": 3}}])
+def test_a_run_that_cannot_begin_leaves_no_folder(planted, odd):  # noqa: F811
+    config = TrainConfig(**{**QUICK, "steps": 2, **odd})
+    with pytest.raises(TfbindError):
+        train_head(planted.store, planted.selection, config, "never")
+    assert not planted.store.run_dir("never").exists()
+
+
+def test_windows_that_are_not_embedded_are_counted(planted, caplog, tmp_path):  # noqa: F811
+    shutil.copytree(planted.store.path, tmp_path / "store")
+    store = Store.open(tmp_path / "store")
+    shutil.rmtree(store.path / "runs")
+    array = store.array("embeddings/windows")
+    array.layout.shard_path(0).unlink()
+    train_head(store, planted.selection, TrainConfig(**{**QUICK, "steps": 2}), "partly")
+    n_lost = array.layout.windows_in(0)
+    assert (
+        f"embeddings/windows: {n_lost} windows of the training chromosomes are not embedded (first: 0)" in caplog.text
+    )

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tfbind_store import config as configs
+from tfbind_store.durable import typed_errors
 from tfbind_store.errors import ConfigError, TrainingError
 from tfbind_store.feed import DenseFeed, choose_arrays, prefetch, to_torch
 from tfbind_store.heads import (
@@ -40,6 +41,7 @@ from tfbind_store.heads import (
     make_head,
     save_checkpoint,
 )
+from tfbind_store.heads.checkpoint import write_atomically
 from tfbind_store.heads.state import RunState, load_state, save_state
 from tfbind_store.precompute.weights import pick_device
 from tfbind_store.query.loader import Loader
@@ -155,7 +157,9 @@ def train_head(
     """
     config = config or TrainConfig()
     selection = Selection.open(store, selection_name)
-    path = _prepare_folder(store, selection, config, run_name, overwrite=overwrite)
+    path = store.run_dir(run_name)
+    text = f"# selection: {selection.name}, rows {selection.info['rows_sha256']}\n{configs.to_toml(config)}"
+    _require_free(path, text, overwrite=overwrite)
     device = pick_device(config.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("no CUDA device on this machine", where="device", fix="train with --device cpu")
@@ -168,6 +172,8 @@ def train_head(
         permute_seed=config.seed if config.permute_labels else None,
     )
     trainer = _Trainer(material, config, path)
+    # only now, when nothing can be refused any more: a run that never began leaves no trace
+    _begin_folder(path, text, overwrite=overwrite)
     was_resumed = trainer.resume()
     started = time.monotonic()
     try:
@@ -179,23 +185,24 @@ def train_head(
     return TrainResult(path, trainer.state.step, dict(trainer.state.best), seconds, was_resumed)
 
 
-def _prepare_folder(store: Store, selection: Selection, config: TrainConfig, name: str, *, overwrite: bool) -> Path:
-    path = store.run_dir(name)
-    text = f"# selection: {selection.name}, rows {selection.info['rows_sha256']}\n{configs.to_toml(config)}"
-    if overwrite:
-        shutil.rmtree(path, ignore_errors=True)
-    if (path / CONFIG_FILE).exists():
-        if (path / CONFIG_FILE).read_text(encoding="utf-8") != text:
-            raise ConfigError(
-                f"run {name!r} was made with another config or selection",
-                where=str(path / CONFIG_FILE),
-                fix="choose another name, or --overwrite",
-            )
-        if not (path / STATE_FILE).exists() and (path / HEAD_FILE).exists():
-            raise TrainingError(f"run {name!r} is finished", where=str(path), fix="choose another name, or --overwrite")
-    path.mkdir(parents=True, exist_ok=True)
-    (path / CONFIG_FILE).write_text(text, encoding="utf-8")
-    return path
+def _require_free(path: Path, text: str, *, overwrite: bool) -> None:
+    """Refuse a run that is finished or was made with another config."""
+    if overwrite or not (path / CONFIG_FILE).exists():
+        return
+    name, fix = path.name, "choose another name: --run, or --overwrite"
+    if (path / CONFIG_FILE).read_text(encoding="utf-8") != text:
+        what = f"run {name!r} was made with another config or selection"
+        raise ConfigError(what, where=str(path / CONFIG_FILE), fix=fix)
+    if not (path / STATE_FILE).exists() and (path / HEAD_FILE).exists():
+        raise TrainingError(f"run {name!r} is finished", where=str(path), fix=fix)
+
+
+def _begin_folder(path: Path, text: str, *, overwrite: bool) -> None:
+    with typed_errors(path):
+        if overwrite:
+            shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True, exist_ok=True)
+        write_atomically(path / CONFIG_FILE, text.encode())
 
 
 class _Trainer:
@@ -226,7 +233,10 @@ class _Trainer:
     def _make_head(self) -> Head:
         store, arrays = self.material.store, self.material.arrays
         geometry = Geometry(*(store.array(name).shape[-1] for name in arrays))
-        head = make_head(self.config.head, geometry, self.config.options)
+        try:
+            head = make_head(self.config.head, geometry, self.config.options)
+        except TypeError as error:  # an unknown option, with the nearest known one
+            raise ConfigError(str(error), where="options", fix="--set options.NAME=VALUE with one of these") from error
         head.fit_scaling(self.feed.scaling(), prevalence=self.feed.prevalence)
         return head.to(self.device)
 

@@ -6,6 +6,7 @@ experiment) that hold validation rows, every bin of them, so that its scores mea
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +22,8 @@ from tfbind_store.query.loader import Arrays
 from tfbind_store.query.selection import Selection
 from tfbind_store.scoring import score_bins
 from tfbind_store.store import Store
+
+_log = logging.getLogger(__name__)
 
 
 class Validation(NamedTuple):
@@ -76,10 +79,24 @@ def gather_material(
     embedded = store.array(arrays.windows)
     chroms = [store.tiling.chrom_index[chrom] for chrom in selection.trained_on["chromosomes"]]
     bins = np.concatenate([store.tiling.global_bins(chrom) for chrom in chroms])
-    bins = bins[embedded.is_ok(bins // store.grid.n_bins) & truth.scorable[bins]]
+    bins = bins[truth.scorable[bins]]
+    is_ok = embedded.is_ok(bins // store.grid.n_bins)
+    _warn_of_absent(store, arrays.windows, bins[~is_ok] // store.grid.n_bins)
+    bins = bins[is_ok]
     source = PairSource(store, arrays, device)
     valid = _validation(source, selection, truth, every.take(np.flatnonzero(readable)), max_valid_bins)
     return Material(store, selection, arrays, source, truth, every.take(np.flatnonzero(named & readable)), bins, valid)
+
+
+def _warn_of_absent(store: Store, name: str, windows: Int64[np.ndarray, " n"]) -> None:
+    """Say how many windows cannot be trained on because nobody embedded them, or because their shard is gone."""
+    absent = np.unique(windows)
+    if len(absent):
+        _log.warning(
+            "%s: %s windows of the training chromosomes are not embedded (first: %d) and left out; "
+            "tfbind embed %s windows computes them",
+            name, f"{len(absent):,}", absent[0], store.path,
+        )  # fmt: skip
 
 
 def _validation(
