@@ -139,9 +139,9 @@ def engine_options(function: Kept) -> Kept:
 def embed(store: Path, what: str, retry_failed: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Compute the embeddings that are missing; finished shards are kept, so the same command goes on.
 
-    Windows of the genome by a trunk (enformer, borzoi, or any module), proteins of the factors (composition, which needs no weights, esm,
-    protalbert, or imported from files), texts of the biotypes (hashed, which needs none, or bert). Prints the plan
-    first; refuses what does not fit. -v says what is reused and what is computed.
+    Windows of the genome by a trunk (enformer, borzoi, or any module), proteins of the factors (composition, which
+    needs no weights, esm, protalbert, or imported from files), texts of the biotypes (hashed, which needs none, or
+    bert). Prints the plan first; refuses what does not fit. -v says what is reused and what is computed.
     """
     from tfbind_store.precompute import run
     from tfbind_store.store import Store
