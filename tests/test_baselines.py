@@ -111,6 +111,14 @@ class TestMotifs:
         with pytest.raises(InputFileError):
             read_motifs(tmp_path / "absent.jaspar")
 
+    def test_a_fasta_of_a_genome_is_refused_in_a_few_words(self, tmp_path):
+        pytest.importorskip("lightmotif")
+        path = tmp_path / "genome.fa"
+        path.write_text(">chr1\n" + "ACGTCCGATTGA\n" * 5_000)
+        with pytest.raises(InputFileError) as caught:
+            read_motifs(path)
+        assert len(str(caught.value)) < 600
+
     def test_best_match_of_each_bin_by_brute_force(self, jaspar):
         motif = read_motifs(jaspar)[0]
         codes = np.random.default_rng(0).integers(0, 5, 1003).astype(np.uint8)

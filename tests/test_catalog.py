@@ -5,11 +5,13 @@ import os
 import time
 from typing import ClassVar
 
+import duckdb
 import numpy as np
 import pytest
 
+from tfbind_store import catalog as catalog_module
 from tfbind_store.catalog import Catalog
-from tfbind_store.errors import CatalogError, InputFileError, SqlError, SqlTimeout
+from tfbind_store.errors import CatalogError, InputFileError, NoSpace, SqlError, SqlTimeout, StoreReadOnly
 from tfbind_store.migrations import newest_schema
 
 
@@ -304,3 +306,32 @@ class TestStrangers:
         with pytest.raises(SqlError, match=r"(?i)memory"):
             reader.untrusted("SELECT list(range) FROM range(100000000)", memory="50MB")
         assert sorted(tmp_path.iterdir()) == files
+
+
+class TestErrorsSayWhatToDo:
+    @pytest.mark.parametrize("params", [{}, {"f": "A", "g": "B"}])
+    def test_a_parameter_too_few_or_too_many(self, reader, params):
+        with pytest.raises(SqlError) as caught:
+            reader.untrusted("SELECT * FROM peaks WHERE factor = $f", params)
+        assert "-p NAME=VALUE" in caught.value.fix
+
+    @pytest.mark.parametrize(("query", "params"), [("SELECT '\udcff'", {}), ("SELECT $f", {"f": "\udcff"})])
+    def test_what_is_no_unicode_is_refused_as_such(self, reader, query, params):
+        with pytest.raises(SqlError, match="surrogates not allowed"):
+            reader.untrusted(query, params)
+
+    def test_a_damaged_parquet_file_is_one_line_and_named(self, tmp_path):
+        path = tmp_path / "scores.parquet"
+        path.write_bytes(b"garbage")
+        with pytest.raises(CatalogError) as caught:
+            Catalog.read_parquet(path)
+        assert "\n" not in caught.value.what
+        assert (caught.value.where, caught.value.fix) == (str(path), "run the command again that wrote scores.parquet")
+
+    @pytest.mark.parametrize(
+        ("system", "error"), [("Read-only file system", StoreReadOnly), ("No space left on device", NoSpace)]
+    )
+    def test_a_place_that_takes_nothing_is_named_as_such(self, tmp_path, system, error):
+        with pytest.raises(error) as caught, catalog_module._catalog_errors(tmp_path):
+            raise duckdb.IOException(f'Cannot open file "x.parquet": {system}')
+        assert caught.value.where == str(tmp_path)

@@ -193,6 +193,19 @@ class TestErrors:
         assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["Error", "  where", "  fix"]
 
 
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"\xff\xfe", "not UTF-8"), (b"a b c\n", "3 columns"), (b"a\tchr9\n", "'chr9'")]
+)
+def test_odd_alias_tables_are_refused(tmp_path: Path, content: bytes, said: str) -> None:
+    (tmp_path / "genome.fa").write_text(">chr1\nACGT\n")
+    (tmp_path / "aliases.tsv").write_bytes(content)
+    made = ["init", str(tmp_path / "s"), str(tmp_path / "genome.fa"), "--window-bp", "4096", "--bins", "16"]
+    result = CliRunner().invoke(main, [*made, "--aliases", str(tmp_path / "aliases.tsv")])
+    assert result.exit_code == 1
+    assert said in result.stderr.splitlines()[0]
+    assert not (tmp_path / "s").exists()
+
+
 def test_no_arguments_show_the_help() -> None:
     result = CliRunner().invoke(main, [])
     assert result.exit_code == 1

@@ -154,7 +154,10 @@ def read_motifs(path: Path | str) -> list[Motif]:
     try:
         loaded = list(library.load(Path(path), format="jaspar16"))
     except (OSError, ValueError) as error:
-        raise InputFileError(f"no JASPAR file: {error}", where=str(path)) from error
+        # the parser repeats all that it could not read, up to the whole file
+        reason = str(error).partition("\n")[0][:200]
+        fix = "give a file in JASPAR format: a line with > and a name, then A, C, G and T with [ counts ]"
+        raise InputFileError(f"no JASPAR file: {reason}", where=str(path), fix=fix) from error
     if not loaded:
         raise InputFileError("no matrix in this file", where=str(path), fix="give a file in JASPAR format")
     motifs = []

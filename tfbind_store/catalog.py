@@ -23,7 +23,7 @@ import duckdb
 
 from tfbind_store.columns import Columns, Parameters, as_column, plain_parameters, to_columns
 from tfbind_store.durable import discard, publish_temporary, temporary_beside
-from tfbind_store.errors import CatalogError, InputFileError, NoSpace, SqlError, SqlTimeout
+from tfbind_store.errors import CatalogError, InputFileError, NoSpace, SqlError, SqlTimeout, StoreReadOnly
 from tfbind_store.migrations import newest_schema, schema_steps
 
 STORAGE_VERSION = "v1.0.0"
@@ -230,7 +230,8 @@ class Catalog:
         if not path.is_file():
             raise CatalogError("there is no such Parquet file", where=str(path))
         chosen = "*" if columns is None else ", ".join(f'"{name}"' for name in map(_name, columns))
-        with _catalog_errors(path), duckdb.connect() as connection:
+        fix = f"run the command again that wrote {path.name}"
+        with _catalog_errors(path, fix=fix), duckdb.connect() as connection:
             return to_columns(connection.execute(f"SELECT {chosen} FROM read_parquet(?)", [str(path)]).fetchnumpy())
 
     @staticmethod
@@ -262,6 +263,7 @@ class Catalog:
             If it runs longer than `seconds`.
         """
         with self._sandbox(memory) as connection, _time_limit(connection, seconds), _sql_errors(sql):
+            _require_text(sql, params)
             _require_one_select(connection, sql)
             connection.execute(sql, plain_parameters(params))
             types = [str(column[1]) for column in connection.description or ()]
@@ -289,6 +291,7 @@ class Catalog:
         template = f"SELECT DISTINCT {chosen} FROM {_name(view)} WHERE (\n%s\n)"
         with self._sandbox(memory) as connection, _time_limit(connection, seconds), _sql_errors(fragment):
             sql = template % fragment
+            _require_text(sql, params)
             _require_one_select(connection, sql)
             if _without_where(connection, sql) != _without_where(connection, template % "TRUE"):
                 raise SqlError("not a condition on its own", where=fragment[:200], fix="write what follows WHERE")
@@ -351,6 +354,14 @@ def _attached(path: Path) -> duckdb.DuckDBPyConnection:
     return connection
 
 
+def _require_text(sql: str, params: Parameters) -> None:
+    """Raise UnicodeError for what a command line holds that is no UTF-8: DuckDB's own error says nothing of it."""
+    values = params.values() if isinstance(params, Mapping) else params or ()
+    for value in (sql, *values):
+        if isinstance(value, str):
+            value.encode()
+
+
 def _require_one_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
     if len(sql) > MAX_SQL_CHARS:
         raise SqlError(f"the query has {len(sql):,} characters, at most {MAX_SQL_CHARS:,} are read", where=sql[:100])
@@ -397,18 +408,23 @@ def _sql_errors(sql: str) -> Iterator[None]:
         if isinstance(error, SqlError):
             raise
         what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise SqlError(what, where=sql[:200], fix="tfbind sql STORE --schema lists the views and columns") from error
+        fix = "tfbind sql STORE --schema lists the views and columns"
+        if "arameter" in what:  # one that is not given, or one too many
+            fix = "give each $NAME of the query its value, and nothing else: -p NAME=VALUE"
+        raise SqlError(what, where=sql[:200], fix=fix) from error
 
 
 @contextlib.contextmanager
-def _catalog_errors(path: Path) -> Iterator[None]:
+def _catalog_errors(path: Path, *, fix: str = "") -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
         text = str(error).strip()
         if "No space left" in text:
             raise NoSpace("the disk is full", where=str(path), fix="free some space, then run it again") from error
-        raise CatalogError(text, where=str(path)) from error
+        if "Read-only file system" in text or "Permission denied" in text:
+            raise StoreReadOnly(f"cannot write: {text.rpartition(': ')[2]}", where=str(path)) from error
+        raise CatalogError(text.partition("\n")[0], where=str(path), fix=fix) from error
 
 
 def _input_error(error: Exception, path: Path) -> InputFileError:

@@ -48,6 +48,7 @@ def init(
     FASTA may be plain, gzip or bgzip. Every base that is not A, C, G or T counts as N. The grid of windows and bins is
     fixed from here on: the defaults are Enformer's. Peaks that say 1, chr1 or chrI find their chromosome by themselves.
     """
+    from tfbind_store.ingest.aliases import read_aliases
     from tfbind_store.loci import Grid
     from tfbind_store.store import Store
 
@@ -55,7 +56,7 @@ def init(
         store,
         fasta=fasta,
         grid=Grid(window_bp=window_bp, n_bins=bins, bin_bp=bin_bp),
-        aliases=_read_aliases(aliases) if aliases else None,
+        aliases=read_aliases(aliases) if aliases else None,
         chrom_sizes=chrom_sizes,
         only=list(only) or None,
     )
@@ -67,22 +68,6 @@ def init(
         f"next: tfbind import peaks {store} PEAKS.bed.gz",
     ]
     emit(described, text, as_json=as_json)
-
-
-def _read_aliases(path: Path) -> dict[str, str]:
-    from tfbind_store.errors import InputFileError
-
-    pairs: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        fields = line.split("\t") if "\t" in line else line.split()
-        if len(fields) != 2:
-            raise InputFileError(
-                f"{len(fields)} columns, expected 2", where=f"{path}:{number}", fix="write ALIAS<tab>CHROM on each line"
-            )
-        pairs[fields[0].strip()] = fields[1].strip()
-    return pairs
 
 
 def _describe_genome(store: Store) -> dict[str, Any]:
@@ -183,8 +168,16 @@ def _done(array: Mapping[str, Any]) -> str:
 @click.option("--csv", "shape", flag_value="csv", help="Print CSV.")
 @click.option("--json", "shape", flag_value="json", help="Print JSON, one object per row.")
 @click.option("--table", "shape", flag_value="table", default="table", help="Print an aligned table (the default).")
-@click.option("--seconds", default=30.0, show_default=True, help="Stop the query after this long.")
-@click.option("--max-rows", default=100_000, show_default=True, help="Rows returned at most.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Stop the query after this long.",
+)
+@click.option(
+    "--max-rows", type=click.IntRange(min=1), default=100_000, show_default=True, help="Rows returned at most."
+)
 def sql(
     store: Path, query: str | None, params: tuple[str, ...], schema: bool, shape: str, seconds: float, max_rows: int
 ) -> None:

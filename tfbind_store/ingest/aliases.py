@@ -18,9 +18,11 @@ def read_aliases(path: Path | str) -> dict[str, str]:
         if not cells or line.startswith("#"):
             continue
         if len(cells) != 2:
-            raise InputFileError(f"{len(cells)} columns, expected alias and name", where=f"{path}:{number}")
+            what, fix = f"{len(cells)} columns, expected alias and name", "write ALIAS<tab>CHROM on each line"
+            raise InputFileError(what, where=f"{path}:{number}", fix=fix)
         if aliases.setdefault(cells[0], cells[1]) != cells[1]:
-            raise InputFileError(f"alias {cells[0]!r} stands for two chromosomes", where=f"{path}:{number}")
+            what, fix = f"alias {cells[0]!r} stands for two chromosomes", "keep one of them"
+            raise InputFileError(what, where=f"{path}:{number}", fix=fix)
     return aliases
 
 
