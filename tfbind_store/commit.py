@@ -57,6 +57,8 @@ class _Content:
     states: list[WindowState]
     hashes: list[str | None]
     reasons: dict[int, str]
+    replaces_damage: bool
+    """Whether a window that should be there no longer fits its hash."""
 
 
 def publish_shard(
@@ -105,7 +107,8 @@ def publish_shard(
         while True:
             current = _current(layout, shard_id)
             content = _merged(layout, shard_id, data, list(states), dict(reasons or {}), current)
-            if current is not None and tuple(content.states) == current.states and _is_settled(layout, current):
+            is_new = content.replaces_damage or current is None or tuple(content.states) != current.states
+            if current is not None and not is_new and _is_settled(layout, current):
                 return current
             receipt = _commit(layout, shard_id, content, current, dict(provenance or {}), fs)
             if receipt is not None:
@@ -177,8 +180,10 @@ def _merged(
             if state is WindowState.ok:
                 part = _rows_of(layout, data, place)
                 rows[place * layout.window_rows :][: len(part)] = part
+    replaces_damage = False
     if current is not None:
         kept = _published_windows(layout, current)
+        replaces_damage = len(kept) < current.count(WindowState.ok)
         for place, state in enumerate(current.states):
             if place in kept:
                 states[place] = WindowState.ok
@@ -192,7 +197,7 @@ def _merged(
         for place, state in enumerate(states)
     ]
     failed = {place: reason for place, reason in reasons.items() if states[place] is WindowState.failed}
-    return _Content(rows, states, hashes, failed)
+    return _Content(rows, states, hashes, failed, replaces_damage)
 
 
 def _published_windows(layout: ArrayLayout, receipt: Receipt) -> dict[int, Shaped[np.ndarray, "w ..."]]:

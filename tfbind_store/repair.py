@@ -73,7 +73,7 @@ def repair_store(store: Store, report: VerifyReport, *, fs: FileSystem = REAL) -
             by_shard.setdefault((problem.array, problem.shard), []).append(problem)
     for (name, shard_id), problems in sorted(by_shard.items()):
         layout = store.array(name, on_damage="exclude").layout
-        mended.append(_repair_shard(layout, shard_id, problems, folder / name, fs))
+        mended.append(repair_shard(layout, shard_id, problems, folder / name, fs=fs))
     if mended:
         with store.writer():
             pass
@@ -81,10 +81,10 @@ def repair_store(store: Store, report: VerifyReport, *, fs: FileSystem = REAL) -
     return RepairReport(tuple(mended), str(folder) if mended else "", left)
 
 
-def _repair_shard(
-    layout: ArrayLayout, shard_id: int, problems: Collection[Problem], aside: Path, fs: FileSystem
+def repair_shard(
+    layout: ArrayLayout, shard_id: int, problems: Collection[Problem], aside: Path, *, fs: FileSystem = REAL
 ) -> Mended:
-    """Set one shard aside and publish its good windows again."""
+    """Move one shard and its receipt to the folder `aside` and publish its good windows again."""
     with file_lock(layout.writing_lock, blocking=False) as held:
         if not held:
             what = "somebody is writing to the array"
