@@ -33,7 +33,7 @@ LAYERS: list[list[set[str]]] = [
         {"catalog", "columns", "migrations", "snapshots"},
         {"arrays", "commit", "layouts", "mappings", "receipts", "shards"},
     ],
-    [{"genome"}, {"peaks"}, {"factors"}, {"contexts"}],
+    [{"genome"}, {"peaks"}, {"factors"}, {"contexts"}, {"fetch"}],
     [{"names"}],
     [
         {"loci"},

@@ -26,6 +26,7 @@ TfbindError                     exit status 1
 │   └── LeakError               the same thing on both sides of a split
 ├── WeightsError                (FileNotFoundError) a model's weights are not here
 │   └── UnsafeFile              a file that would run code when opened
+├── FetchError                  (OSError) a file that could not be downloaded, or is another one
 ├── EmbeddingError              (RuntimeError) windows that could not be embedded
 ├── TrainingError               (ArithmeticError) a loss that is not finite, a run that cannot go on
 ├── CheckpointError             (ValueError) a head that does not fit this store
@@ -225,6 +226,10 @@ class UnsafeFile(WeightsError):
     """A file that would run code when opened."""
 
     usual_fix = "convert it to safetensors where you trust it"
+
+
+class FetchError(TfbindError, OSError):
+    """A file could not be downloaded, or is not the one expected."""
 
 
 class EmbeddingError(TfbindError, RuntimeError):
