@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from tfbind_store import __version__
-from tfbind_store.cli import doctor, embedding, importing, keeping, learning, running, selecting, stores
+from tfbind_store.cli import doctor, embedding, fetching, importing, keeping, learning, running, selecting, stores
 from tfbind_store.cli.frame import MainGroup
 
 
@@ -22,6 +22,8 @@ def main() -> None:
 
 
 for command in (
+    fetching.fetch,
+    fetching.cache,
     stores.init,
     importing.import_,
     stores.info,
