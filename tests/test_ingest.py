@@ -362,6 +362,10 @@ class TestFolders:
     def test_files_that_name_no_experiment_are_all_listed(self, store: Store, file: Callable[..., Path]) -> None:
         with pytest.raises(PeakFileError, match=r"3 of 3 files .*: 11_SOX2_x.bed, 22_CTCF_x.bed.gz, 33_MYC_x.bed"):
             import_peaks(store, self.folder(file))
+        table = file("file\taccession\tfactor\tbiotype\n11_SOX2_x.bed\tG\tSOX2\tH1\n", "some.tsv")
+        with pytest.raises(PeakFileError, match="2 of 3 files") as caught:
+            import_peaks(store, self.folder(file), experiments_tsv=table)
+        assert caught.value.fix.startswith("1 of them have a row in some.tsv; name them")
         with pytest.raises(PeakFileError, match=r"has no field \{9\}"):
             import_peaks(store, self.folder(file), experiment_template="G.{9}.K562")
 
@@ -473,7 +477,29 @@ class TestExperiments:
             (B, None, None, '{"rep": "1; 2"}'),
         ]
         with pytest.raises(StrictError, match="1 no such experiment"):
-            import_experiments(store, file("experiment\nG.NO.NE\n", "f.tsv"), strict=True)
+            import_experiments(store, file(f"experiment\n{A}\nG.NO.NE\n", "f.tsv"), strict=True)
+
+    def test_a_table_that_fits_nothing_is_refused_with_what_it_has_and_what_is_here(
+        self, store: Store, file: Callable[..., Path]
+    ) -> None:
+        import_peaks(store, file(PEAKS))
+        with pytest.raises(InputFileError, match=r"none of the 2 rows .*: G.NO.NE, G.NO.ON") as caught:
+            import_experiments(store, file("experiment\nG.NO.NE\nG.NO.ON\n", "f.tsv"))
+        assert A in caught.value.fix
+        assert "--column" in caught.value.fix
+
+    def test_rows_that_fitted_nothing_are_tried_again_when_peaks_have_come(
+        self, store: Store, file: Callable[..., Path]
+    ) -> None:
+        first, second = PEAKS.splitlines(keepends=True)[0], "chr1\t50\t60\tGSE9.MYC.H1\n"
+        import_peaks(store, file(first, "first.bed"))
+        table = file(f"experiment\tlab\n{A}\tx\nGSE9.MYC.H1\ty\n", "e.tsv")
+        assert import_experiments(store, table).dropped == {"no_such_experiment": 1}
+        assert "nothing changed" in import_experiments(store, table).notes[0]
+        import_peaks(store, file(second, "second.bed"))
+        assert import_experiments(store, table).dropped == {}
+        assert rows(store, "SELECT metadata FROM experiments WHERE factor = 'MYC'") == [('{"lab": "y"}',)]
+        assert "nothing changed" in import_experiments(store, table).notes[0]
 
     def test_declared_experiments_are_labelled_where_their_source_looked(
         self, store: Store, file: Callable[..., Path]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,17 +85,20 @@ def import_experiments(
     Raises
     ------
     InputFileError
-        If the file is no such table, or no import of `source` is known.
+        If the file is no such table, no row of it is of an experiment in the store, or no import of `source` is known.
     """
     path = Path(path)
     options = {"columns": dict(columns or {}), "biotype": biotype, "source": source}
     file = FileIdentity.of("experiments", path, options)
-    with store.reader() as catalog:
-        if earlier := earlier_import(catalog, file):
-            return earlier
     rows = list(_json_rows(path) if _is_json(path) else _table_rows(path, columns or {}, biotype))
+    with store.reader() as catalog:
+        earlier = earlier_import(catalog, file)
+        # what fitted no experiment then may fit one now: peaks may come after their metadata
+        if earlier and earlier.dropped == _match(catalog, rows, source)[1]:
+            return earlier
     with store.writer() as catalog, catalog.transaction():
         found, dropped, declared = _match(catalog, rows, source)
+        _require_any(catalog, path, rows, sum(dropped.values()))
         names = Names(catalog)
         _declare(catalog, names, declared)
         _update(catalog, [*found, *((row, [str(row.name)]) for row, _ in declared)])
@@ -105,6 +108,20 @@ def import_experiments(
         check_strict(report, strict=strict)
         add_source(catalog, file, report)
     return report
+
+
+def _require_any(catalog: Catalog, path: Path, rows: Sequence[_Row], n_dropped: int) -> None:
+    """Refuse a table of which no row fits: a wrong column, or the experiments' peaks are still to come."""
+    if n_dropped < len(rows):
+        return
+    stored = [str(name) for (name,) in catalog.rows("SELECT experiment FROM data.experiments ORDER BY experiment")]
+    named = [row.name or " ".join(row.parts.values()) for row in rows]
+    raise InputFileError(
+        f"none of the {len(rows):,} rows is of an experiment in this store: {some(named, limit=3)}",
+        where=str(path),
+        fix=f"it has {some(stored, limit=3) or 'none yet'}: --column says which columns name them, "
+        "--source adds experiments without peaks",
+    )
 
 
 def _is_json(path: Path) -> bool:

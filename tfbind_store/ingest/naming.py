@@ -109,7 +109,7 @@ class FileNames:
         if not self._by_row:
             if table is not None:
                 self._read(read_table(table), files, columns, biotype)
-            self._fill(files, path)
+            self._fill(files, path, None if table is None else Path(table))
 
     def _read(self, table: TextTable, files: Sequence[Path], columns: Mapping[str, str], biotype: str | None) -> None:
         places = {wanted: column_of(table, wanted, columns) for wanted in COLUMN_WORDS}
@@ -132,8 +132,8 @@ class FileNames:
             used = {places[w] for w in ("file", "experiment", "accession", "factor", "biotype", "treatment")}
             self._metadata[found] = {column: cell for column, cell in cells.items() if column not in used}
 
-    def _fill(self, files: Sequence[Path], path: Path) -> None:
-        nameless = []
+    def _fill(self, files: Sequence[Path], path: Path, table: Path | None) -> None:
+        nameless, from_table = [], "" if table is None else f"{len(self._names)} of them have a row in {table.name}; "
         for file in files:
             if file not in self._names:
                 self._names[file] = self._from_file(file)
@@ -145,7 +145,8 @@ class FileNames:
             raise PeakFileError(
                 f"{len(nameless)} of {len(files)} files do not say which experiment they are: {some(nameless)}",
                 where=str(path),
-                fix="name them ACCESSION.FACTOR.BIOTYPE.bed, or give a table with a row for each, or a template",
+                fix=f"{from_table}name them ACCESSION.FACTOR.BIOTYPE.bed, or give --experiments TABLE with a row for "
+                "each (and --column, --biotype), or --name-from '{1}.{2}.BIOTYPE' ({1}: up to the first underscore)",
             )
 
     def _from_file(self, file: Path) -> str:
