@@ -231,6 +231,8 @@ class UnsafeFile(WeightsError):
 class FetchError(TfbindError, OSError):
     """A file could not be downloaded, or is not the one expected."""
 
+    usual_fix = "try again later, or download the file by hand and put it into the cache: tfbind cache shows where"
+
 
 class EmbeddingError(TfbindError, RuntimeError):
     """Some windows, proteins or contexts could not be embedded."""
