@@ -67,10 +67,10 @@ def digest_of(path: Path) -> str:
 
 
 def earlier_import(catalog: Catalog, file: FileIdentity) -> ImportReport | None:
-    """Return the report of an import of the same bytes with the same options, if there was one."""
+    """Return the report of the newest import of the same bytes with the same options, if there was one."""
     found = catalog.one(
         "SELECT rows_read, rows_kept, dropped FROM data.sources"
-        " WHERE kind = ? AND sha256 = ? AND options = ? ORDER BY source_id LIMIT 1",
+        " WHERE kind = ? AND sha256 = ? AND options = ? ORDER BY source_id DESC LIMIT 1",
         [file.kind, file.sha256, file.options],
     )
     if found is None:
