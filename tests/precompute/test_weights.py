@@ -1,12 +1,16 @@
-"""Devices and environment flags."""
+"""Devices, environment flags, and files of weights that somebody made to do harm."""
 
 from __future__ import annotations
+
+import json
+import pickle
+import struct
 
 import pytest
 import torch
 
-from tfbind_store.errors import ConfigError
-from tfbind_store.precompute.weights import environment_flag, pick_device
+from tfbind_store.errors import ConfigError, UnsafeFile, WeightsError
+from tfbind_store.precompute.weights import environment_flag, pick_device, read_tensors
 
 
 @pytest.mark.parametrize(
@@ -34,3 +38,49 @@ def test_refusals(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="no GPU"):
         pick_device("cuda")
+
+
+def test_a_pickle_that_runs_code(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "marker"), "w"))
+
+    for number, content in enumerate((Trap(), {"a": torch.zeros(2), "b": Trap()}, [Trap()])):
+        path = tmp_path / f"{number}.pt"
+        torch.save(content, path)
+        with pytest.raises(UnsafeFile, match="more than tensors"):
+            read_tensors(path)
+        path.write_bytes(pickle.dumps(content, protocol=2))
+        with pytest.raises(WeightsError):
+            read_tensors(path)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_safetensors_with_a_hostile_header(tmp_path):
+    path = tmp_path / "model.safetensors"
+    with open(path, "wb") as file:
+        file.write(struct.pack("<Q", 200 * 2**20))
+        file.truncate(201 * 2**20)
+    with pytest.raises(WeightsError, match="not a whole safetensors file"):
+        read_tensors(path)
+    entry = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+    for header in (
+        {"a": entry, "b": entry},
+        {"a": {**entry, "data_offsets": [0, 2**40]}},
+        {"a": {**entry, "shape": [2**40]}},
+        {"a": {**entry, "data_offsets": [4, 20]}},
+        {"a": {**entry, "dtype": "OBJ"}},
+    ):
+        text = json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(16))
+        with pytest.raises(WeightsError, match="not a whole safetensors file"):
+            read_tensors(path)
+    for content in (b"", b"\0" * 7, struct.pack("<Q", 2**63) + b"{}", struct.pack("<Q", 4) + b"null"):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError):
+            read_tensors(path)
+
+
+def test_the_floor_of_torch_has_the_fixes_of_weights_only():
+    major, minor = map(int, torch.__version__.split(".")[:2])
+    assert (major, minor) >= (2, 10)  # CVE-2025-32434, CVE-2026-24747
