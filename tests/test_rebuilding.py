@@ -28,6 +28,7 @@ from tfbind_store.precompute.composition import CompositionEmbedder
 from tfbind_store.precompute.run import embed_factors, embed_windows
 from tfbind_store.precompute.toy import ToyEmbedder
 from tfbind_store.receipts import Receipt, WindowState, receipt_path
+from tfbind_store.stock import IMPORTS_KEY
 from tfbind_store.store import Store
 
 
@@ -105,6 +106,19 @@ class TestInputs:
         with pytest.raises(ValueError, match="does not have"):
             import_loci(store, tmp_path / "odd.bed", "odd")
         assert len(store.snapshots.recorded_imports()) == 6
+
+    def test_what_a_snapshot_knows_and_the_record_does_not_is_never_lost(self, folder, tmp_path):
+        store = open_store(folder)
+        with store.writer() as catalog:  # as a version that kept no record left it
+            catalog.execute("DELETE FROM data.meta WHERE key = ?", [IMPORTS_KEY])
+        (store.path / "catalog" / "imports.json").unlink()
+        (tmp_path / "late.bed").write_text("a\t400\t500\tlate\n")
+        import_loci(store, tmp_path / "late.bed", "late")
+        before = fingerprint(store)
+        report = rebuild_catalog(store)
+        assert report.origin == "snapshot"
+        assert any("peaks.bed was imported and is not on record" in note for note in report.notes)
+        assert fingerprint(store) == before
 
 
 class TestSnapshots:

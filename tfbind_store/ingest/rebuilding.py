@@ -59,7 +59,7 @@ def rebuild_catalog(store: Store, *, origin: Origin | None = None) -> RebuildRep
     origin
         ``inputs``: the recorded imports, done again. ``snapshot``: the newest snapshot that is whole. ``genome``:
         nothing but genome and folders; everything is to be imported again. Default: inputs where all of them are on
-        record and unchanged, else a snapshot.
+        record and unchanged and give all that a snapshot knows of, else a snapshot.
 
     Raises
     ------
@@ -82,6 +82,10 @@ def rebuild_catalog(store: Store, *, origin: Origin | None = None) -> RebuildRep
             raise CatalogError(what, where=str(store.path), fix="put the files back, or use --from snapshot")
         else:
             database = _replayed(scratch, (calls or []) if chosen == "inputs" else [])
+        if chosen == "inputs" and (lost := _not_on_record(store, database)):
+            notes += [f"{path} was imported and is not on record" for path in lost]
+            if origin is None:
+                chosen, database = "snapshot", _whole_snapshot(store, notes)
         store.snapshots.adopt(database, aside)
     with store.writer() as catalog:
         pass
@@ -112,6 +116,20 @@ def _replayed(scratch: Store, calls: list[dict[str, Any]]) -> Path:
         _log.info("again: %s %s", call["verb"], call["arguments"]["path"])
         _VERBS[call["verb"]](scratch, **call["arguments"])
     return scratch.snapshots.working
+
+
+def _not_on_record(store: Store, database: Path) -> list[str]:
+    """Return the files that the newest readable snapshot was filled from and a replay was not.
+
+    A store of an earlier version, or a script that wrote the catalog itself, has imports that no call tells of.
+    """
+    with Catalog.open_snapshot(database) as catalog:
+        replayed = {(kind, sha256) for kind, sha256 in catalog.rows("SELECT kind, sha256 FROM data.sources")}
+    for path in store.snapshots.candidates():
+        with contextlib.suppress(TfbindError), Catalog.open_snapshot(path) as catalog:
+            known = catalog.rows("SELECT kind, sha256, path FROM data.sources ORDER BY source_id")
+            return [str(place) for kind, sha256, place in known if (kind, sha256) not in replayed]
+    return []
 
 
 def _calls(store: Store) -> list[dict[str, Any]] | None:
