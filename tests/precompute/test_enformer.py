@@ -114,7 +114,7 @@ class TestNumbersAreThoseOfThePlainForward:
 
     def test_tf_gamma_reads_1536_bins_only(self):
         trunk = random_trunk({**SMALL, "use_tf_gamma": True}, seed=0)
-        with pytest.raises(SpecError, match="reads 196608 bp"):
+        with pytest.raises(SpecError, match="use_tf_gamma, which works at 1,536 positions only, reads 196608 bp"):
             EnformerEmbedder(trunk, device="cpu").spec("g", GRID)
 
     def test_a_train_mode_model_is_put_into_eval_mode(self, trunk):

@@ -188,9 +188,15 @@ class EnformerEmbedder:
             window_bp=GAMMA_BINS * bin_bp if config.use_tf_gamma else None,
         )
 
+    @property
+    def _where(self) -> str:
+        if self.model.config.use_tf_gamma:
+            return f"enformer with use_tf_gamma, which works at {GAMMA_BINS:,} positions only,"
+        return "enformer"
+
     def spec(self, genome_digest: str, grid: Grid) -> EmbeddingSpec:
         """Return the spec; the weights are named by their digest."""
-        self.geometry.require_fits(grid, where="enformer")
+        self.geometry.require_fits(grid, where=self._where)
         architecture = architecture_of(self.model)
         identity = {
             "class": "enformer_pytorch.Enformer",
@@ -224,7 +230,7 @@ class EnformerEmbedder:
 
     def embed(self, windows: Sequence[int], codes: Codes, tiling: Tiling) -> Iterator[WindowEmbedding]:
         """Yield the kept bins of each window; those that follow each other share the convolutions."""
-        self.geometry.require_fits(tiling.grid, where="enformer")
+        self.geometry.require_fits(tiling.grid, where=self._where)
         size = self.batch_size or self._usual_batch(tiling.grid.window_bp)
         if self.device.type != "cpu":
             for batch in batches(windows, size):
