@@ -25,6 +25,7 @@ import zarr
 
 from tfbind_store.arrays import ShardedArray, WindowState, create_array, publish_shard
 from tfbind_store.layouts import ArrayLayout, read_layout
+from tfbind_store.precompute.shard_writer import Computed, ShardWriter
 from tfbind_store.spec import EmbeddingSpec
 from tfbind_store.verify import verify_shard
 
@@ -39,6 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         layout = _array(Path(folder) / "w", args.shards * WINDOWS_PER_SHARD, args.bins, args.dim)
         results = {**_writing(layout), **_verifying(layout), **_reading(layout, args.rounds)}
+        results |= _overlapping(Path(folder) / "o", args)
         results |= _opening(Path(folder) / "many", args.rounds)
     for name, value in results.items():
         print(f"{name:34s} {value:,.4g}")
@@ -117,6 +119,24 @@ def _reading(layout: ArrayLayout, rounds: int) -> dict[str, float]:
         "zarr_over_ours": statistics.median(ratios),
         "anonymous_growth_over_viewed": max(grown, 0) / viewed,
     }
+
+
+def _overlapping(folder: Path, args: argparse.Namespace) -> dict[str, float]:
+    """Compute shards on a device that takes as long as the disk (so: sleep), with the writer beside it and without."""
+    seconds: dict[int, float] = {}
+    data = np.ones((WINDOWS_PER_SHARD, args.bins, args.dim), dtype=np.float16)
+    states = [WindowState.ok] * WINDOWS_PER_SHARD
+    for n_waiting in (-1, 1):
+        layout = _array(folder / str(n_waiting), 10 * WINDOWS_PER_SHARD, args.bins, args.dim)
+        pause = _seconds(lambda layout=layout: publish_shard(layout, 0, data, states))
+        started = time.perf_counter()
+        with ShardWriter(layout, n_waiting=n_waiting) as writer:
+            for shard_id in range(1, 10):
+                time.sleep(pause)
+                list(writer.put(Computed(shard_id, data, states, {}, {}), lambda: None))
+            list(writer.drain())
+        seconds[n_waiting] = (time.perf_counter() - started) / (9 * pause)
+    return {"in_turn_over_computing": seconds[-1], "overlapped_over_computing": seconds[1]}
 
 
 def _opening(folder: Path, rounds: int) -> dict[str, float]:

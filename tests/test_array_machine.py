@@ -121,5 +121,6 @@ def test_a_few_histories():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_500_histories():
-    run_state_machine_as_test(ArrayMachine, settings=settings(QUICK, max_examples=500, stateful_step_count=25))
+    run_state_machine_as_test(ArrayMachine, settings=settings(QUICK, max_examples=500))

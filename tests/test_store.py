@@ -183,9 +183,13 @@ class TestWriter:
         assert store.snapshot == 6
 
     def test_a_writer_that_raised_is_no_alarm_for_the_next_one(self, store, caplog):
-        with pytest.raises(ZeroDivisionError), store.writer() as catalog:
-            catalog.execute("INSERT INTO data.meta VALUES ('key', 'half')")
-            raise ZeroDivisionError
+        def fail():
+            with store.writer() as catalog:
+                catalog.execute("INSERT INTO data.meta VALUES ('key', 'half')")
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            fail()
         with store.writer() as catalog:
             assert catalog.one("SELECT value FROM data.meta WHERE key = 'key'") is None
         assert caplog.records == []
