@@ -13,7 +13,8 @@ import torch
 from tests.planted import planted  # noqa: F401
 from tfbind_store import config as configs
 from tfbind_store import train as training
-from tfbind_store.errors import CheckpointError, ConfigError, TfbindError, TrainingError
+from tfbind_store.durable import sole_owner
+from tfbind_store.errors import CheckpointError, ConfigError, StoreBusy, TfbindError, TrainingError
 from tfbind_store.heads import load_checkpoint, read_header
 from tfbind_store.store import Store
 from tfbind_store.train import TrainConfig, train_head
@@ -225,3 +226,16 @@ def test_windows_that_are_not_embedded_are_counted(planted, caplog, tmp_path):  
     assert (
         f"embeddings/windows: {n_lost} windows of the training chromosomes are not embedded (first: 0)" in caplog.text
     )
+
+
+def test_two_processes_do_not_train_one_run(planted):  # noqa: F811
+    path = planted.store.run_dir("shared")
+    path.mkdir()
+    config = TrainConfig(steps=2, **QUICK)
+    with sole_owner(path, doing="training it"), pytest.raises(StoreBusy, match="training run 'shared'"):
+        train_head(planted.store, planted.selection, config, "shared", overwrite=True)
+    assert list(path.iterdir()) == []
+    train_head(planted.store, planted.selection, config, "shared")
+    (path / "report_figures").mkdir()
+    train_head(planted.store, planted.selection, config, "shared", overwrite=True)
+    assert not (path / "report_figures").exists()

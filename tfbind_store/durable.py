@@ -11,6 +11,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import secrets
 import stat
@@ -20,12 +21,13 @@ from typing import Any
 
 import xxhash
 
-from tfbind_store.errors import NoSpace, StoreError, StoreReadOnly
+from tfbind_store.errors import NoSpace, StoreBusy, StoreError, StoreReadOnly
 
 TEMPORARY_SUFFIX = ".tmp"
 MAX_JSON_BYTES = 16 * 1024 * 1024
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+_log = logging.getLogger(__name__)
 
 
 class FileSystem:
@@ -91,6 +93,28 @@ def _typed(error: OSError, path: Path, need_bytes: int) -> StoreError:
         return StoreReadOnly(f"cannot write: {error.strerror}", where=str(path), fix=fix)
     fix = "check the disk, then run the same command again"
     return StoreError(f"writing failed: {error.strerror or error}", where=str(path), fix=fix)
+
+
+@contextlib.contextmanager
+def sole_owner(folder: Path, *, doing: str) -> Iterator[None]:
+    """Keep every other process that asks the same out of `folder`; on a disk without locks, nobody.
+
+    Raises
+    ------
+    StoreBusy
+        If another process is in there.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StoreBusy(f"another process is {doing}", where=str(folder)) from error
+        except OSError as error:
+            _log.warning("%s: its disk knows no locks: %s", folder, error)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def free_bytes(path: Path) -> int:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tfbind_store import config as configs
-from tfbind_store.durable import typed_errors
+from tfbind_store.durable import sole_owner, typed_errors
 from tfbind_store.errors import ConfigError, TrainingError
 from tfbind_store.feed import DenseFeed, choose_arrays, prefetch, to_torch
 from tfbind_store.heads import (
@@ -152,6 +152,8 @@ def train_head(
     ------
     ConfigError
         If the run exists and was made with another config.
+    StoreBusy
+        If another process trains this run.
     TrainingError
         If a loss is not finite, or the run is finished.
     """
@@ -173,13 +175,16 @@ def train_head(
     )
     trainer = _Trainer(material, config, path)
     # only now, when nothing can be refused any more: a run that never began leaves no trace
-    _begin_folder(path, text, overwrite=overwrite)
-    was_resumed = trainer.resume()
-    started = time.monotonic()
-    try:
-        trainer.run()
-    finally:
-        trainer.log.close()
+    with typed_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+    with sole_owner(path, doing=f"training run {run_name!r}"):
+        _begin_folder(path, text, overwrite=overwrite)
+        was_resumed = trainer.resume()
+        started = time.monotonic()
+        try:
+            trainer.run()
+        finally:
+            trainer.log.close()
     seconds = time.monotonic() - started
     _log.info("run %s: %d steps in %.0f s, %s", run_name, trainer.state.step, seconds, trainer.state.best)
     return TrainResult(path, trainer.state.step, dict(trainer.state.best), seconds, was_resumed)
@@ -199,9 +204,8 @@ def _require_free(path: Path, text: str, *, overwrite: bool) -> None:
 
 def _begin_folder(path: Path, text: str, *, overwrite: bool) -> None:
     with typed_errors(path):
-        if overwrite:
-            shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True, exist_ok=True)
+        for old in path.iterdir() if overwrite else ():
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
         write_atomically(path / CONFIG_FILE, text.encode())
 
 
