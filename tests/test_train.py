@@ -14,8 +14,11 @@ from tests.planted import planted  # noqa: F401
 from tfbind_store import config as configs
 from tfbind_store import train as training
 from tfbind_store.durable import sole_owner
-from tfbind_store.errors import CheckpointError, ConfigError, StoreBusy, TfbindError, TrainingError
+from tfbind_store.errors import CheckpointError, ConfigError, SelectionError, StoreBusy, TfbindError, TrainingError
+from tfbind_store.finetune import pretrain_trunk
 from tfbind_store.heads import load_checkpoint, read_header
+from tfbind_store.query.selection import SelectionConfig, make_selection
+from tfbind_store.query.splits import SplitConfig
 from tfbind_store.store import Store
 from tfbind_store.train import TrainConfig, train_head
 
@@ -239,3 +242,13 @@ def test_two_processes_do_not_train_one_run(planted):  # noqa: F811
     (path / "report_figures").mkdir()
     train_head(planted.store, planted.selection, config, "shared", overwrite=True)
     assert not (path / "report_figures").exists()
+
+
+def test_a_selection_without_training_rows_is_refused(planted):  # noqa: F811
+    split = SplitConfig(test_chroms=tuple(planted.store.tiling.chroms))
+    make_selection(planted.store, "all_test", SelectionConfig(split=split))
+    with pytest.raises(SelectionError, match="no training rows"):
+        train_head(planted.store, "all_test", TrainConfig(steps=2, **QUICK), "never")
+    with pytest.raises(SelectionError, match="no training rows"):
+        pretrain_trunk(planted.store, "all_test", out_dir=planted.store.path / "no-trunk")
+    assert not (planted.store.path / "no-trunk").exists()

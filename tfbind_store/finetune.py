@@ -178,6 +178,7 @@ def pretrain_trunk(
         fix = "choose another folder, or --overwrite"
         raise StoreExists("there is a trunk in this folder already", where=str(weights), fix=fix)
     selection = Selection.open(store, selection_name)
+    selection.require_training_rows()
     feed = training_feed(store, selection, config)
     trainer = _Trainer(store, feed, config, out)
     trainer.require_room()

@@ -159,6 +159,7 @@ def train_head(
     """
     config = config or TrainConfig()
     selection = Selection.open(store, selection_name)
+    selection.require_training_rows()
     path = store.run_dir(run_name)
     text = f"# selection: {selection.name}, rows {selection.info['rows_sha256']}\n{configs.to_toml(config)}"
     _require_free(path, text, overwrite=overwrite)

@@ -310,6 +310,8 @@ class TestGapsAreSaid:
         split = SplitConfig(test_chroms=("chr1", "chr2", "chr3"))
         notes = self.notes(store, split=split)
         assert notes == ["train: no rows", "nothing can be trained on this selection"]
+        with pytest.raises(SelectionError, match="no training rows"):
+            Selection.open(store, "s").require_training_rows()
 
     def test_none_where_all_is_there(self, store):
         assert self.notes(store, split=SplitConfig(test_chroms=("chr2",))) == []

@@ -291,6 +291,18 @@ class Selection:
         found: dict[str, list[str]] = self.info["unseen"]
         return found
 
+    def require_training_rows(self) -> None:
+        """Refuse a selection that nothing can be trained on.
+
+        Raises
+        ------
+        SelectionError
+            If it has no training rows.
+        """
+        if not self.trained_on["chromosomes"]:
+            fix = "select again and leave training some chromosomes, factors and biotypes"
+            raise SelectionError("the selection has no training rows", where=f"selection {self.name}", fix=fix)
+
     @property
     def trained_on(self) -> dict[str, list[str]]:
         """Names in training rows, by ``factors``, ``biotypes``, ``chromosomes`` and ``experiments``."""
