@@ -10,8 +10,11 @@ import pytest
 
 from tfbind_store.names import parse_experiment_name
 
-DECOYS = """NKX3-2 NKX2-2 HLA-B HLA-C SSX2 ERVK9-11 SMAD5 STAT6 MT-ND1 H3-3B RXRG KRTAP5-1 TRNP1 A1CF MED1 FOXO3 ERG28 NKX1-1
-PAX7 SP1 SP2 T TF AR CD4 CA1 F2 AF6 POLR2B ZNF1 ZNF3 HOXA1 HOXB1 IRF1 IRF2 H1-2 H2BC1 AP1 E2F2 E2F7 MYB SPI1 IKZF2"""
+DECOYS = """
+NKX3-2 NKX2-2 HLA-B HLA-C SSX2 ERVK9-11 SMAD5 STAT6 MT-ND1 H3-3B RXRG KRTAP5-1 TRNP1 A1CF MED1 FOXO3 ERG28
+NKX1-1 PAX7 SP1 SP2 T TF AR CD4 CA1 F2 AF6 POLR2B ZNF1 ZNF3 HOXA1 HOXB1 IRF1 IRF2 H1-2 H2BC1 AP1 E2F2 E2F7 MYB
+SPI1 IKZF2
+"""
 
 SYNONYMS = {
     "OCT4": "POU5F1", "BRG1": "SMARCA4", "MLL": "KMT2A", "MLL1": "KMT2A", "GR": "NR3C1", "ER": "ESR1", "PU.1": "SPI1",
@@ -241,7 +244,8 @@ GSE147927.Reb1.BY4741_25C | REB1 | | BY4741 | 25C
 """
 
 ROWS = [[cell.strip() for cell in line.split("|")] for line in TABLE.strip().splitlines()]
-KNOWN = {gene for row in ROWS for gene in (row[1].split(",") if "ARG5,6" not in row[1] else [row[1]]) if "?" not in gene}
+GENES = [[row[1]] if "ARG5,6" in row[1] else row[1].split(",") for row in ROWS]
+KNOWN = {gene for genes in GENES for gene in genes if "?" not in gene}
 KNOWN |= set(DECOYS.split())
 
 

@@ -1,4 +1,4 @@
-"""Several processes embed one store and are killed: nothing is lost, torn, called failed, or computed twice for long."""
+"""Several processes embed one store and are killed: nothing is lost, torn, called failed, or long computed twice."""
 
 from __future__ import annotations
 
