@@ -8,8 +8,6 @@ and ``pytorch_model.bin`` files made by others are read too; their card is empty
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +17,7 @@ import torch
 from enformer_pytorch import Enformer
 from safetensors.torch import save
 
+from tfbind_store.durable import publish
 from tfbind_store.errors import WeightsError
 from tfbind_store.precompute.weights import first_file, read_safetensors, read_tensors
 from tfbind_store.spec import canonical_json
@@ -125,9 +124,9 @@ def save_trunk(
     stated = {"config": config, "trained_on": card.trained_on_json, "notes": dict(card.notes)}
     metadata = {CARD_FORMAT: canonical_json(stated)}
     # not save_file: it hides a full disk behind an error of its own
-    _replace(folder / WEIGHT_FILES[0], lambda path: Path(path).write_bytes(save(tensors, metadata)))
+    publish(folder / WEIGHT_FILES[0], [save(tensors, metadata)])
     text = json.dumps({"model_type": "enformer", **config}, indent=2, sort_keys=True) + "\n"
-    _replace(folder / CONFIG_FILE, lambda path: Path(path).write_text(text, encoding="utf-8"))
+    publish(folder / CONFIG_FILE, [text.encode()])
     return folder
 
 
@@ -210,22 +209,3 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict) or "dim" not in values:
         raise WeightsError("no Enformer config: it has no dim", where=str(path))
     return {name: values[name] for name in ARCHITECTURE if name in values}
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write beside `path`, make it durable, and rename: a kill leaves the old file or the new one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
