@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +20,13 @@ def data_dir() -> Path:
     if not (path / "MANIFEST.md").is_file():
         pytest.skip(f"real data: {path} has no MANIFEST.md")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Undo what a command run inside a test does to the package's logger, which other tests listen to."""
+    logger = logging.getLogger("tfbind_store")
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)

@@ -25,7 +25,7 @@ from tfbind_store.errors import NoSpace, StoreBusy, StoreError, StoreReadOnly
 
 TEMPORARY_SUFFIX = ".tmp"
 MAX_JSON_BYTES = 16 * 1024 * 1024
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _log = logging.getLogger(__name__)
 
@@ -88,6 +88,9 @@ def _typed(error: OSError, path: Path, need_bytes: int) -> StoreError:
         return NoSpace(
             f"the disk is full: {need}", where=str(path), fix="free some space, then run the same command again"
         )
+    if error.errno == errno.EFBIG:
+        what = f"a file of {need_bytes:,} bytes is larger than this disk, or a limit on the process, allows"
+        return NoSpace(what, where=str(path), fix="choose another disk, or raise the limit: ulimit -f unlimited")
     if error.errno in _READ_ONLY:
         fix = "make the store writable for you, or copy it to a place that is"
         return StoreReadOnly(f"cannot write: {error.strerror}", where=str(path), fix=fix)
