@@ -194,15 +194,23 @@ class TestKills:
         while kills < n_kills:
             runs += 1
             workers = [
-                subprocess.Popen([sys.executable, str(WORKER), str(tmp_path), str(runs * 2 + k)], stdout=-3, stderr=-3)
+                subprocess.Popen(
+                    [sys.executable, str(WORKER), str(tmp_path), str(runs * 2 + k)],
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                )
                 for k in range(2)
             ]
-            time.sleep(0.7 + rng.random() * 0.6)
-            for worker in workers:
-                if worker.poll() is None:
+            try:
+                # from the first published shard on, so that kills hit the work on fast and on busy machines alike
+                assert workers[0].stdout is not None
+                workers[0].stdout.readline()
+                time.sleep(rng.random() * 0.1)
+                kills += sum(worker.poll() is None for worker in workers)
+            finally:
+                for worker in workers:
                     worker.kill()
-                    kills += 1
-                worker.wait()
+                    worker.communicate()
             if readable(layout) == n_rows:
                 shutil.rmtree(layout.path)
                 shutil.rmtree(layout.receipts_dir)
@@ -214,6 +222,7 @@ class TestKills:
         self.kill_loop(tmp_path, 4, seed=1)
 
     @pytest.mark.slow
+    @pytest.mark.timeout(1200)
     def test_two_racing_workers_lose_nothing_in_200_kills(self, tmp_path):
         self.kill_loop(tmp_path, 200, seed=2)
 

@@ -120,6 +120,7 @@ def another_store(demo, genome, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 class TestLearned:
     def test_held_out_chromosomes_of_seen_factors(self, demo):
         line = demo.score(UNSEEN_CHROMOSOME)
@@ -146,6 +147,7 @@ class TestLearned:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 class TestLearnedTheRightThing:
     def test_without_the_motifs_nothing_is_left(self, genome, scores_of, another_store):
         _, chroms = split_chroms(genome, DemoConfig())
