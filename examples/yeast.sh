@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole pipeline on a real genome: yeast, 350 factors, ChIP-exo peaks.  About 30 minutes on 2 cores, 3 GiB.
+# The whole pipeline on a real genome: yeast, 350 factors, ChIP-exo peaks.  2 cores, under 3 GiB; docs/benchmarks.md has the times.
 #
 #     examples/yeast.sh DATA_DIR OUT_DIR
 #
