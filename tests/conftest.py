@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,10 +24,11 @@ def data_dir() -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
-    """Undo what a command run inside a test does to the package's logger, which other tests listen to."""
-    logger = logging.getLogger("tfbind_store")
-    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+def _process_as_new() -> Iterator[None]:
+    """Undo what commands run in this process leave behind: the package's logger, the handler of SIGTERM."""
     yield
-    logger.handlers[:], logger.propagate = handlers, propagate
-    logger.setLevel(level)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    logger = logging.getLogger("tfbind_store")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
