@@ -250,6 +250,49 @@ class TestRepair:
         assert mended.n_lost == 0
         assert found(store, deep=True) == []
 
+    @pytest.mark.parametrize("damage", ["gone", "cut", "link", "folder"])
+    def test_lost_metadata_stop_nobody_and_are_written_again_from_the_catalog(self, store, tmp_path, damage):
+        path = store.path / "embeddings" / "windows.zarr" / "zarr.json"
+        whole = path.read_bytes()
+        with store.reader() as catalog:
+            shards = catalog.rows("SELECT * FROM data.shards ORDER BY ALL")
+        path.unlink()
+        if damage == "cut":
+            path.write_bytes(whole[: len(whole) // 2])
+        elif damage == "link":
+            (tmp_path / "elsewhere.json").write_bytes(whole)
+            path.symlink_to(tmp_path / "elsewhere.json")
+        elif damage == "folder":
+            path.mkdir()
+        assert found(store) == [(Kind.array, None, None)]
+        assert (store.arrays(), list(store.unreadable_arrays())) == ([], [NAME])
+        with store.writer() as catalog:  # a writer does its work and forgets nothing about the array
+            catalog.execute("INSERT INTO data.meta VALUES ('written', 'yes')")
+        with store.reader() as catalog:
+            assert catalog.rows("SELECT * FROM data.shards ORDER BY ALL") == shards
+        report = repair_store(store, verify_store(store, deep=True))
+        assert (report.arrays, report.shards, report.left) == ((NAME,), (), ())
+        assert json.loads(path.read_bytes()) == json.loads(whole)
+        assert found(store, deep=True) == []
+        aside = Path(report.quarantine or tmp_path) / NAME / "zarr.json"
+        assert os.path.lexists(aside) == (damage != "gone")
+
+    def test_metadata_that_nobody_has_kept_are_left_to_the_user(self, store):
+        (store.path / "embeddings" / "windows.zarr" / "zarr.json").unlink()
+        with store.writer() as catalog:
+            catalog.execute("DELETE FROM data.arrays")
+        report = repair_store(store, verify_store(store))
+        assert (report.arrays, report.quarantine) == ((), "")
+        assert [problem.kind for problem in report.left] == [Kind.array]
+
+    def test_receipts_of_another_array_are_noted(self, store):
+        folder = store.path / "receipts" / NAME / "0123456789ab"
+        folder.mkdir()
+        (folder / "000000.json").write_bytes(receipt_file(store, 0).read_bytes())
+        report = verify_store(store)
+        assert report.is_clean
+        assert "0123456789ab" in report.notes[0]
+
     def test_nothing_is_moved_under_a_writer(self, store):
         flip(shard_file(store, 0), 77)
         report = verify_store(store, deep=True)

@@ -2,13 +2,15 @@
 
 A shard with a problem goes to ``quarantine/`` together with its receipt: the receipt first, for without one the shard
 does not exist. Windows of it whose bytes fit their hashes are published again at once; the others are not asked for
-any more as far as receipts say, so the command that embedded them computes them again.
+any more as far as receipts say, so the command that embedded them computes them again. An array's metadata are written
+again from the catalog, which has kept spec, shape and shard size.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
 import secrets
 from collections.abc import Collection
@@ -18,13 +20,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
+from tfbind_store.arrays import create_array
 from tfbind_store.commit import publish_shard
 from tfbind_store.durable import REAL, FileSystem, file_lock, make_directory, typed_errors
 from tfbind_store.errors import DamagedShard, StoreBusy
 from tfbind_store.layouts import ArrayLayout
 from tfbind_store.receipts import Receipt, WindowState, read_receipt, receipt_path
 from tfbind_store.shards import largest_magnitude, read_window, window_hash
-from tfbind_store.store import Store
+from tfbind_store.spec import EmbeddingSpec
+from tfbind_store.store import CHUNK_ROWS, Store
 from tfbind_store.verify import Kind, Problem, VerifyReport
 
 _OF_SHARDS = (Kind.receipt, Kind.missing, Kind.shard, Kind.unsettled, Kind.window, Kind.canary)
@@ -47,8 +51,11 @@ class RepairReport(NamedTuple):
     shards: tuple[Mended, ...]
     quarantine: str
     """Folder of what was set aside; empty where nothing was."""
+    arrays: tuple[str, ...]
+    """Arrays whose metadata were written again."""
     left: tuple[Problem, ...]
-    """What nobody but the user can mend: array metadata, the genome, the catalog."""
+    """What is not mended here: the genome, the catalog, metadata that the catalog has not kept, and what is wrong
+    inside an array that could not be read until now."""
 
     @property
     def n_lost(self) -> int:
@@ -67,6 +74,8 @@ def repair_store(store: Store, report: VerifyReport, *, fs: FileSystem = REAL) -
     stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%S")
     folder = store.path / "quarantine" / f"{stamp}-{secrets.token_hex(3)}"
     mended: list[Mended] = []
+    broken = [problem for problem in report.problems if problem.kind is Kind.array]
+    restored = [problem.array for problem in broken if restore_metadata(store, problem.array, folder, fs=fs)]
     by_shard: dict[tuple[str, int], list[Problem]] = {}
     for problem in report.problems:
         if problem.kind in _OF_SHARDS and problem.shard is not None:
@@ -74,11 +83,40 @@ def repair_store(store: Store, report: VerifyReport, *, fs: FileSystem = REAL) -
     for (name, shard_id), problems in sorted(by_shard.items()):
         layout = store.array(name, on_damage="exclude").layout
         mended.append(repair_shard(layout, shard_id, problems, folder / name, fs=fs))
-    if mended:
+    if mended or restored:
         with store.writer():
             pass
-    left = tuple(problem for problem in report.problems if problem.kind not in _OF_SHARDS)
-    return RepairReport(tuple(mended), str(folder) if mended else "", left)
+    settled = {(Kind.array, name) for name in restored}
+    left = tuple(p for p in report.problems if p.kind not in _OF_SHARDS and (p.kind, p.array) not in settled)
+    return RepairReport(tuple(mended), str(folder) if folder.exists() else "", tuple(restored), left)
+
+
+def restore_metadata(store: Store, name: str, aside: Path, *, fs: FileSystem = REAL) -> bool:
+    """Write an array's ``zarr.json`` again as the catalog recorded it; what was there goes to the folder `aside`.
+
+    Returns
+    -------
+    False where the catalog has not kept it, or its receipts are of something else: nothing is touched then.
+    """
+    with store.reader() as catalog:
+        found = catalog.one("SELECT spec, shape, shard_rows FROM data.arrays WHERE array_name = ?", [name])
+    if found is None:
+        return False
+    spec, shape, shard_rows = EmbeddingSpec.from_json(json.loads(found[0])), found[1], int(found[2])
+    receipts = [int(path.stem) for path in store.receipts_dir(name, spec.fingerprint).glob("[0-9]*.json")]
+    if not receipts:
+        return False
+    path = store.array_path(name)
+    n_rows = int(shape[0])
+    if spec.kind != "windows":  # it may have grown since the catalog was written
+        n_rows = max(n_rows, (max(receipts) + 1) * shard_rows)
+    if os.path.lexists(path / "zarr.json"):
+        make_directory(aside / name, fs=fs)
+        _move(path / "zarr.json", aside / name, fs)
+    row = tuple(map(int, shape[1:]))
+    chunk = (CHUNK_ROWS[spec.kind], *row)
+    create_array(path, spec, shape=(n_rows, *row), shard=(shard_rows, *row), chunk=chunk, fs=fs)
+    return True
 
 
 def repair_shard(

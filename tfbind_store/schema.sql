@@ -167,7 +167,9 @@ CREATE TABLE data.arrays (
     array_name  VARCHAR PRIMARY KEY,       -- path inside the store without .zarr, e.g. embeddings/windows
     kind        VARCHAR NOT NULL,          -- windows, proteins, contexts
     fingerprint VARCHAR NOT NULL,
-    spec        VARCHAR NOT NULL           -- canonical JSON
+    spec        VARCHAR NOT NULL,          -- canonical JSON
+    shape       BIGINT[] NOT NULL,         -- rows first
+    shard_rows  INTEGER NOT NULL           -- with spec and shape, enough to write a lost zarr.json again
 );
 CREATE TABLE data.shards (                 -- an index of the receipts, which are the truth
     array_name VARCHAR NOT NULL,

@@ -7,7 +7,7 @@ each time from the same folders.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +82,28 @@ def _windows(genome: Genome, tiling: Tiling) -> dict[str, Any]:
     }
 
 
-def index_arrays(catalog: Catalog, arrays: Iterable[ShardedArray]) -> None:
-    """Make the rows about arrays, shards, and where proteins and texts lie, what the receipts say."""
+def index_arrays(catalog: Catalog, arrays: Iterable[ShardedArray], *, unreadable: Sequence[str] = ()) -> None:
+    """Make the rows about arrays, shards, and where proteins and texts lie, what the receipts say.
+
+    Arrays that are `unreadable` keep the rows they have: with these `repair` can write their metadata again.
+    """
     arrays = list(arrays)
     with catalog.transaction():
-        catalog.execute("DELETE FROM data.arrays")
-        catalog.execute("DELETE FROM data.shards")
+        for table in ("data.arrays", "data.shards"):
+            sql = f"DELETE FROM {table} WHERE array_name NOT IN (SELECT unnest(?::VARCHAR[]))"
+            catalog.execute(sql, [list(unreadable)])
         for array in arrays:
             name = array.layout.name
             catalog.execute(
-                "INSERT INTO data.arrays VALUES (?, ?, ?, ?)",
-                [name, array.spec.kind, array.spec.fingerprint, canonical_json(array.spec.to_json())],
+                "INSERT INTO data.arrays VALUES (?, ?, ?, ?, ?, ?)",
+                [
+                    name,
+                    array.spec.kind,
+                    array.spec.fingerprint,
+                    canonical_json(array.spec.to_json()),
+                    list(array.shape),
+                    array.layout.shard_rows,
+                ],
             )
             receipts = [receipt for _, receipt in sorted(array.receipts().items())]
             catalog.insert("data.shards", _shard_columns(receipts))

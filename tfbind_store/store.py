@@ -67,9 +67,11 @@ class ArrayInfo(NamedTuple):
 class Store:
     """A store that exists. Use `create` or `open`."""
 
-    def __init__(self, path: Path, meta: StoreMeta) -> None:
+    def __init__(self, path: Path, meta: StoreMeta, *, verify: Verify = "index") -> None:
         self.path = path
         self.meta = meta
+        self.verify: Verify = verify
+        """How arrays are checked as they are read, unless `array` is told otherwise."""
         self.grid = meta.grid
         self.genome = Genome(path / "genome" / "codes.u8", meta.chromosomes)
         self.tiling = Tiling.over(meta.grid, self.genome.lengths_bp)
@@ -130,8 +132,16 @@ class Store:
         return cls(path, meta)
 
     @classmethod
-    def open(cls, path: Path | str) -> Store:
+    def open(cls, path: Path | str, *, verify: Verify = "index") -> Store:
         """Open a store.
+
+        Parameters
+        ----------
+        path
+            Its folder.
+        verify
+            ``index`` checks receipts and the shards' indexes when an array is opened; ``first-touch`` also the hash of
+            each window when it is first read.
 
         Raises
         ------
@@ -143,7 +153,7 @@ class Store:
             If ``store.json`` or the genome is damaged.
         """
         path = Path(path)
-        return cls(path, read_meta(path))
+        return cls(path, read_meta(path), verify=verify)
 
     # catalog -----------------------------------------------------------------------------------------------------
 
@@ -201,7 +211,10 @@ class Store:
             self.snapshots.record_imports(calls)
 
     def _take_stock(self, catalog: Catalog) -> None:
-        stock.index_arrays(catalog, [self.array(name, on_damage="exclude") for name in self.array_names()])
+        readable, unreadable = self._open_arrays()
+        for name, error in unreadable.items():
+            _log.warning("%s cannot be read and keeps its old rows in the catalog: %s", name, error.what)
+        stock.index_arrays(catalog, readable, unreadable=list(unreadable))
         self.index_runs_and_selections(catalog)
 
     @contextlib.contextmanager
@@ -293,8 +306,12 @@ class Store:
             create_array(layout.path, layout.spec, shape=(n_rows, *row), shard=shard, chunk=chunk, replace=True)
         return self.array(name, on_damage="exclude")
 
-    def array(self, name: str, *, verify: Verify = "index", on_damage: OnDamage = "raise") -> ShardedArray:
+    def array(
+        self, name: str, *, verify: Verify | None = None, on_damage: OnDamage = "raise"
+    ) -> ShardedArray:
         """Open the array called `name`; what `verify` and `on_damage` mean is said at `ShardedArray.open`.
+
+        Without `verify` the store's own is taken.
 
         Raises
         ------
@@ -310,7 +327,7 @@ class Store:
             what = f"shape {layout.shape}, the store has {self.tiling.n_windows} windows of {self.grid.n_bins} bins"
             raise SpecError(what, where=name)
         receipts_dir = self.receipts_dir(name, layout.fingerprint)
-        return ShardedArray.open(path, receipts_dir, name=name, verify=verify, on_damage=on_damage)
+        return ShardedArray.open(path, receipts_dir, name=name, verify=verify or self.verify, on_damage=on_damage)
 
     def _require_own(self, spec: EmbeddingSpec, name: str) -> None:
         if FOLDERS[spec.kind] != name.partition("/")[0]:
@@ -334,11 +351,33 @@ class Store:
             for path in sorted((self.path / folder).glob("*.zarr/zarr.json"))
         ]
 
+    def unreadable_arrays(self) -> dict[str, TfbindError]:
+        """Return the arrays whose metadata are damaged or gone, and why; they stop nobody else."""
+        return self._open_arrays()[1]
+
+    def _open_arrays(self) -> tuple[list[ShardedArray], dict[str, TfbindError]]:
+        readable: list[ShardedArray] = []
+        unreadable: dict[str, TfbindError] = {}
+        names = self.array_names()
+        for name in names:
+            try:
+                readable.append(self.array(name, on_damage="exclude"))
+            except TfbindError as error:
+                unreadable[name] = error
+        for folder in FOLDERS.values():
+            for receipts in sorted((self.path / "receipts" / folder).glob("*")):
+                name = f"{folder}/{receipts.name}"
+                if name not in names and any(receipts.glob("*/*.json")):
+                    where = str(self.path / f"{name}.zarr" / "zarr.json")
+                    fix = f"tfbind repair {self.path}"
+                    unreadable[name] = StoreError("the array has receipts but no zarr.json", where=where, fix=fix)
+        return readable, unreadable
+
     def arrays(self) -> list[ArrayInfo]:
-        """Return what there is, by receipts."""
+        """Return what there is, by receipts, without what `unreadable_arrays` names."""
         found = []
-        for name in self.array_names():
-            array = self.array(name, on_damage="exclude")
+        for array in self._open_arrays()[0]:
+            name = array.layout.name
             size = sum(receipt.size_bytes for receipt in array.receipts().values())
             n_damaged = len(array.damaged)
             found.append(ArrayInfo(name, array.spec, array.shape, array.completeness(), size, n_damaged))

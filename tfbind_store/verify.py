@@ -25,7 +25,7 @@ from tfbind_store.errors import DamagedShard, TfbindError
 from tfbind_store.layouts import ArrayLayout
 from tfbind_store.receipts import Receipt, WindowState, receipt_path
 from tfbind_store.shards import label_fits, largest_magnitude, open_shard, read_window, window_hash
-from tfbind_store.store import FOLDERS, Store
+from tfbind_store.store import Store
 
 _LETTERS = np.frombuffer(b"ACGTN", dtype=np.uint8)
 Progress = Callable[[int], object]
@@ -35,7 +35,7 @@ class Kind(StrEnum):
     """What a problem is about; decides what `repair` does."""
 
     array = "array"
-    """Metadata of a whole array: to be put back from a copy."""
+    """Metadata of a whole array: written again from the catalog's record of it, or put back from a copy."""
     receipt = "receipt"
     """A receipt that is no receipt of this place."""
     missing = "missing"
@@ -103,7 +103,7 @@ class VerifyReport:
 
 
 def _fix(kinds: set[Kind], store: Path) -> str:
-    if kinds <= {Kind.genome, Kind.array}:
+    if kinds == {Kind.genome}:
         return "put the file back from a copy of the store"
     if kinds == {Kind.catalog}:
         return f"tfbind rebuild-catalog {store}"
@@ -125,14 +125,11 @@ def verify_store(store: Store, *, deep: bool = False, on_bytes: Progress | None 
     started = time.monotonic()
     problems = [*_catalog_problems(store, deep=deep), *(_genome_problems(store) if deep else ())]
     n_shards = n_windows = bytes_read = 0
-    names = store.array_names()
-    problems += _headless(store, names)
+    unreadable = store.unreadable_arrays()
+    problems += [Problem(Kind.array, error.what, error.where, name) for name, error in unreadable.items()]
+    names = [name for name in store.array_names() if name not in unreadable]
     for name in names:
-        try:
-            array = store.array(name, on_damage="exclude")
-        except TfbindError as error:
-            problems.append(Problem(Kind.array, error.what, error.where, name))
-            continue
+        array = store.array(name, on_damage="exclude")
         problems += damaged_shards(array)
         for shard_id, receipt in sorted(array.receipts().items()):
             problems += verify_shard(array.layout, receipt, deep=deep)
@@ -145,14 +142,24 @@ def verify_store(store: Store, *, deep: bool = False, on_bytes: Progress | None 
         n_shards += len(array.damaged)
     return VerifyReport(
         deep=deep,
-        n_arrays=len(names),
+        n_arrays=len({*names, *unreadable}),
         n_shards=n_shards,
         n_windows=n_windows,
         bytes_read=bytes_read,
         n_canaries=0,
         seconds=time.monotonic() - started,
         problems=tuple(problems),
+        notes=tuple(_strangers(store, names)),
     )
+
+
+def _strangers(store: Store, names: list[str]) -> Iterator[str]:
+    """Say where receipts lie that are of no array: one that was replaced, or whose spec somebody edited."""
+    for name in names:
+        short = store.array(name, on_damage="exclude").spec.short_id
+        for folder in sorted((store.path / "receipts" / name).glob("*")):
+            if folder.name != short and any(folder.glob("*.json")):
+                yield f"{name} is {short}; the receipts in {folder.name} are of another array and are not read"
 
 
 def damaged_shards(array: ShardedArray) -> Iterator[Problem]:
@@ -224,16 +231,6 @@ def _byte_problems(layout: ArrayLayout, receipt: Receipt, descriptor: int, *, is
         what = f"largest value is {largest:g}, the receipt says {receipt.absmax:g}"
         path = str(receipt_path(layout.receipts_dir, shard_id))
         yield Problem(Kind.receipt, what, path, layout.name, shard_id)
-
-
-def _headless(store: Store, names: list[str]) -> Iterator[Problem]:
-    """Yield arrays that lost their metadata."""
-    for folder in FOLDERS.values():
-        for path in sorted((store.path / folder).glob("*.zarr")):
-            name = f"{folder}/{path.stem}"
-            if name not in names and any((store.path / "receipts" / name).glob("*/*.json")):
-                what = "the array has receipts but no zarr.json"
-                yield Problem(Kind.array, what, str(path / "zarr.json"), name)
 
 
 def _catalog_problems(store: Store, *, deep: bool) -> list[Problem]:

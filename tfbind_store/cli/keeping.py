@@ -107,7 +107,11 @@ def repair(store: Path, checkpoint: str | None, canaries: int, seed: int, as_jso
         f"{shard.array} shard {shard.shard}: {shard.n_kept} windows kept, {shard.n_lost} to be embedded again"
         for shard in report.shards
     ]
-    lines.append(f"set aside in {report.quarantine}" if report.quarantine else "no shard needs repair")
+    lines += [f"{name}: zarr.json written again; verify it once more" for name in report.arrays]
+    if report.quarantine:
+        lines.append(f"set aside in {report.quarantine}")
+    elif not report.arrays:
+        lines.append("no shard needs repair")
     lines += [f"not for repair: {line.strip()}" for line in _problem_lines(report.left)]
     emit(report, lines, as_json=as_json)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tfbind_store.cli.frame import Command, configured, emit, json_option, listed, table
-from tfbind_store.cli.stores import STORE
+from tfbind_store.cli.stores import STORE, VERIFY
 from tfbind_store.errors import StoreMissing
+
+if TYPE_CHECKING:
+    from tfbind_store.arrays import Verify
 
 CONFIG = click.option("--config", type=click.Path(path_type=Path), help="TOML with any keys of the config.")
 SET = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the config. Repeatable.")
@@ -83,6 +86,7 @@ def pretrain(
 @click.option("--device", help="cpu or cuda.  [default: auto]")
 @click.option("--seed", type=int, help="Decides weights, order and dropout.  [default: 0]")
 @click.option("--overwrite", is_flag=True, help="Begin anew whatever is there.")
+@VERIFY
 @CONFIG
 @SET
 @json_option
@@ -91,6 +95,7 @@ def train(
     selection: str,
     run_name: str,
     overwrite: bool,
+    verify: Verify,
     config: Path | None,
     settings: tuple[str, ...],
     as_json: bool,
@@ -105,7 +110,7 @@ def train(
     from tfbind_store.train import TrainConfig, train_head
 
     chosen = configured(TrainConfig, config, given, settings)
-    result = train_head(Store.open(store), selection, chosen, run_name, overwrite=overwrite)
+    result = train_head(Store.open(store, verify=verify), selection, chosen, run_name, overwrite=overwrite)
     resumed = ", resumed" if result.was_resumed else ""
     text = [
         f"run: {result.path}, {result.steps:,} steps in {result.seconds:.0f} s{resumed}",
@@ -128,6 +133,7 @@ def train(
 @click.option("--factor", "factors", multiple=True, help="Only this factor. Repeatable.")
 @click.option("--oracle/--no-oracle", "with_oracle", default=True, help="Score measured binding of other factors too.")
 @click.option("--device", default="cpu", show_default=True, help="Where the head runs.")
+@VERIFY
 @json_option
 def evaluate(
     run: Path,
@@ -136,6 +142,7 @@ def evaluate(
     factors: tuple[str, ...],
     with_oracle: bool,
     device: str,
+    verify: Verify,
     as_json: bool,
 ) -> None:
     """Score a run on what it has not seen, beside its baselines.
@@ -151,7 +158,7 @@ def evaluate(
     config = EvaluateConfig(
         motifs=motifs, chroms=tuple(listed(chroms)), factors=factors, with_oracle=with_oracle, device=device
     )
-    result = evaluate_run(Store.open(store), name, config)
+    result = evaluate_run(Store.open(store, verify=verify), name, config)
     names = list(result.columns)
     columns = [column.tolist() for column in result.columns.values()]
     scores = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

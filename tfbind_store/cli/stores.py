@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from tfbind_store.store import Store
 
 STORE = click.argument("store", type=click.Path(path_type=Path))
+VERIFY = click.option(
+    "--verify",
+    type=click.Choice(["index", "first-touch"]),
+    default="index",
+    show_default=True,
+    help="first-touch also checks the hash of each stored window when it is first read.",
+)
 
 
 @click.command(
@@ -102,6 +109,7 @@ def info(store: Path, as_json: bool) -> None:
         **_describe_genome(opened),
         "catalog": counts,
         "arrays": [_array_row(array) for array in arrays],
+        "unreadable_arrays": {name: error.what for name, error in opened.unreadable_arrays().items()},
         "imports": [dict(zip(("kind", "path", "rows_read", "rows_kept"), row, strict=True)) for row in imports],
         "selections": list(opened.selections()),
         "runs": list(opened.runs()),
@@ -142,6 +150,7 @@ def _info_lines(value: Mapping[str, Any]) -> list[str]:
             for a in value["arrays"]
         ]
         lines += ["", *table(("array", "shape", "dtype", "embedder", "done", "bytes"), rows)]
+    lines += [f"unreadable: {name}: {what}; see tfbind verify" for name, what in value["unreadable_arrays"].items()]
     for kind in ("selections", "runs"):
         if value[kind]:
             lines.append(f"{kind}: {', '.join(map(str, value[kind]))}")

@@ -64,7 +64,7 @@ class Loader:
     part, n_parts
         Which of several loaders over the same rows this is; together they see every row once.
     verify
-        ``first-touch`` checks the hash of each window when it is first read.
+        ``first-touch`` checks the hash of each window when it is first read; None does as the store does.
 
     Raises
     ------
@@ -87,7 +87,7 @@ class Loader:
         shuffle: bool = True,
         part: int = 0,
         n_parts: int = 1,
-        verify: Verify = "index",
+        verify: Verify | None = None,
     ) -> None:
         selection = Selection.open(store, selection) if isinstance(selection, str) else selection
         table = selection.columns(split, names=("row", "window", "bin", "factor", "context", "label", "weight"))
@@ -98,7 +98,7 @@ class Loader:
         self.shuffle, self.part, self.n_parts = shuffle, part, n_parts
         self.n_bins = selection.n_bins
         self.cursor = Cursor(0, 0)
-        self._path, self._verify, self._window_bins = store.path, verify, store.grid.n_bins
+        self._path, self._verify, self._window_bins = store.path, verify or store.verify, store.grid.n_bins
         self._rows_sha256 = str(selection.info["rows_sha256"])
         self._window = table["window"].astype(np.int64)
         self._first_bin = self._window * store.grid.n_bins + table["bin"]
@@ -178,7 +178,7 @@ class Loader:
     def dna(self) -> ShardedArray:
         """The windows' array, opened when it is first needed in this process."""
         if self._dna is None:
-            self._dna = self._opened().array(self.arrays.windows, verify=self._verify)
+            self._dna = self._opened().array(self.arrays.windows)
         return self._dna
 
     @property
@@ -190,7 +190,7 @@ class Loader:
 
     def _opened(self) -> Store:
         if self._store is None:
-            self._store = Store.open(self._path)
+            self._store = Store.open(self._path, verify=self._verify)
         return self._store
 
     def state(self) -> dict[str, Any]:
