@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfbind_store.cli.frame import Command, Kept, emit, json_option, key_values, listed, size_text
+from tfbind_store.cli.frame import Command, Kept, emit, json_option, key_values, listed, size_text, toml_value
 from tfbind_store.cli.stores import STORE
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def _engine(options: dict[str, Any]) -> Any:
         return RayEngine(
             recipe, workers=options["workers"], gpus_per_worker=options["gpus"], address=options["address"]
         )
-    parameters = {key: _toml(value) for key, value in key_values(options["slurm"], option="--slurm").items()}
+    parameters = {key: toml_value(value) for key, value in key_values(options["slurm"], option="--slurm").items()}
     if options["gpus"]:
         parameters.setdefault("gpus_per_node", int(options["gpus"]))
     return SlurmEngine(recipe, workers=options["workers"], cluster=options["cluster"], parameters=parameters)
@@ -246,7 +246,7 @@ def _named(
 ) -> tuple[str, dict[str, Any]]:
     """Return the name of the embedder and its own options."""
     name = embedder or DEFAULT_EMBEDDER[what]
-    options = {key: _toml(value) for key, value in key_values(settings, option="--set").items()}
+    options = {key: toml_value(value) for key, value in key_values(settings, option="--set").items()}
     if checkpoint:
         options["checkpoint"] = checkpoint
     elif name == "enformer" and "dim" not in options:
@@ -269,22 +269,6 @@ def _make(what: str, **choice: Any) -> Any:
         "contexts": embedders.make_text_embedder,
     }[what]
     return make(name, options)
-
-
-def _toml(text: str) -> Any:
-    """Read a value as TOML does; what is no TOML is text.
-
-    Examples
-    --------
-    >>> _toml("192"), _toml("true"), _toml("cpu")
-    (192, True, 'cpu')
-    """
-    import tomllib
-
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _label(what: str, options: dict[str, Any]) -> str:

@@ -292,6 +292,22 @@ def key_values(settings: Iterable[str], *, option: str) -> dict[str, str]:
     return pairs
 
 
+def toml_value(text: str) -> Any:
+    """Read a value as TOML does; what is no TOML is text.
+
+    Examples
+    --------
+    >>> toml_value("192"), toml_value("true"), toml_value("cpu")
+    (192, True, 'cpu')
+    """
+    import tomllib
+
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
 def listed(text: str | None) -> list[str]:
     """Read a comma-separated option.
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from tfbind_store.cli.frame import Command, Kept, emit, json_option, size_text
+from tfbind_store.cli.frame import Command, Kept, emit, json_option, key_values, size_text, toml_value
 from tfbind_store.cli.stores import STORE
 
 if TYPE_CHECKING:
+    from tfbind_store.precompute.canaries import Model
     from tfbind_store.store import Store
     from tfbind_store.verify import Problem, VerifyReport
 
@@ -23,9 +24,22 @@ def canary_options(function: Kept) -> Kept:
     """Add what chooses the windows that are computed again."""
     for decorate in reversed(
         [
-            click.option("--checkpoint", metavar="PLACE", help="The trunk, to embed some stored windows again."),
-            click.option("--canaries", default=8, show_default=True, help="Windows per array to embed again."),
-            click.option("--seed", default=0, show_default=True, help="Decides which windows."),
+            click.option(
+                "--checkpoint",
+                "checkpoints",
+                multiple=True,
+                metavar="[ARRAY=]PLACE",
+                help="The trunk, or the model of another array, to embed some of what is stored again. Repeatable.",
+            ),
+            click.option(
+                "--set",
+                "settings",
+                multiple=True,
+                metavar="ARRAY:KEY=VALUE",
+                help="An option that the array was embedded with and its spec does not tell. Repeatable.",
+            ),
+            click.option("--canaries", default=8, show_default=True, help="Windows, proteins or texts per array."),
+            click.option("--seed", default=0, show_default=True, help="Decides which ones."),
         ]
     ):
         function = decorate(function)
@@ -37,22 +51,47 @@ def canary_options(function: Kept) -> Kept:
 @click.option("--deep", is_flag=True, help="Read every byte: hashes, finite values, and some windows embedded again.")
 @canary_options
 @json_option
-def verify(store: Path, deep: bool, checkpoint: str | None, canaries: int, seed: int, as_json: bool) -> None:
+def verify(store: Path, deep: bool, canaries: int, seed: int, as_json: bool, **given: tuple[str, ...]) -> None:
     """Check a store against its receipts: names array, shard and window of whatever is not as it was written.
 
-    Without --deep: metadata, receipts, and of each shard kind, size, index and label. With it: every byte too. Changes
-    nothing; exit status 1 if anything is wrong.
+    Without --deep: metadata, receipts, and of each shard kind, size, index and label. With it: every byte too, and some
+    windows, proteins and texts of each array embedded again, where that needs no weights or --checkpoint names them.
+    Changes nothing; exit status 1 if anything is wrong.
     """
     from tfbind_store.store import Store
 
-    report = _verified(
-        Store.open(store), deep=deep, checkpoint=checkpoint, canaries=canaries if deep or checkpoint else 0, seed=seed
-    )
+    wanted = canaries if deep or given["checkpoints"] else 0
+    report = _verified(Store.open(store), deep=deep, models=_models(**given), canaries=wanted, seed=seed)
     emit(report, _verify_lines(report), as_json=as_json)
     report.require_clean(store)
 
 
-def _verified(store: Store, *, deep: bool, checkpoint: str | None, canaries: int, seed: int) -> VerifyReport:
+def _models(checkpoints: tuple[str, ...], settings: tuple[str, ...]) -> dict[str, Model]:
+    """Read where models are: by array, those without a name for all arrays of windows.
+
+    Examples
+    --------
+    >>> _models(("trunk/", "proteins/esm=esm.pt"), ("proteins/esm:layer=6",))["proteins/esm"]
+    Model(checkpoint='esm.pt', settings={'layer': 6})
+    """
+    from tfbind_store.precompute.canaries import Model
+
+    places = dict(_of_array(text, "=") for text in checkpoints)
+    options: dict[str, dict[str, Any]] = {}
+    for text in settings:
+        name, setting = _of_array(text, ":")
+        for key, value in key_values([setting], option="--set").items():
+            options.setdefault(name, {})[key] = toml_value(value)
+    return {name: Model(places.get(name), options.get(name, {})) for name in {**places, **options}}
+
+
+def _of_array(text: str, mark: str) -> tuple[str, str]:
+    name, found, rest = text.partition(mark)
+    is_named = found and name.partition("/")[0] in ("embeddings", "proteins", "contexts") and "/" in name
+    return (name, rest) if is_named else ("embeddings", text)
+
+
+def _verified(store: Store, *, deep: bool, models: dict[str, Model], canaries: int, seed: int) -> VerifyReport:
     from tqdm import tqdm
 
     from tfbind_store.verify import verify_store
@@ -65,7 +104,7 @@ def _verified(store: Store, *, deep: bool, checkpoint: str | None, canaries: int
     from tfbind_store.precompute.canaries import check_canaries
 
     skip = {(problem.array, problem.shard) for problem in report.problems if problem.shard is not None}
-    found, n, notes = check_canaries(store, checkpoint=checkpoint, n_canaries=canaries, seed=seed, skip=skip)
+    found, n, notes = check_canaries(store, models=models, n_canaries=canaries, seed=seed, skip=skip)
     return dataclasses.replace(
         report, problems=(*report.problems, *found), n_canaries=n, notes=(*report.notes, *notes)
     )
@@ -75,7 +114,7 @@ def _verify_lines(report: VerifyReport) -> list[str]:
     read = f"{size_text(report.bytes_read)} read" if report.deep else "bytes not read (--deep reads them)"
     lines = [
         f"{report.n_arrays} arrays, {report.n_shards:,} shards, {report.n_windows:,} windows; {read}, "
-        f"{report.n_canaries} windows embedded again; {report.seconds:.1f} s",
+        f"{report.n_canaries} embedded again; {report.seconds:.1f} s",
         *report.notes,
         *_problem_lines(report.problems),
     ]
@@ -92,7 +131,7 @@ def _problem_lines(problems: tuple[Problem, ...]) -> list[str]:
 @STORE
 @canary_options
 @json_option
-def repair(store: Path, checkpoint: str | None, canaries: int, seed: int, as_json: bool) -> None:
+def repair(store: Path, canaries: int, seed: int, as_json: bool, **given: tuple[str, ...]) -> None:
     """Move shards that fail `verify --deep` to quarantine, keep their good windows, and leave the rest to `embed`.
 
     Nothing is deleted. The command that embedded an array computes what was lost, and nothing else.
@@ -101,7 +140,7 @@ def repair(store: Path, checkpoint: str | None, canaries: int, seed: int, as_jso
     from tfbind_store.store import Store
 
     opened = Store.open(store)
-    found = _verified(opened, deep=True, checkpoint=checkpoint, canaries=canaries, seed=seed)
+    found = _verified(opened, deep=True, models=_models(**given), canaries=canaries, seed=seed)
     report = repair_store(opened, found)
     lines = [
         f"{shard.array} shard {shard.shard}: {shard.n_kept} windows kept, {shard.n_lost} to be embedded again"

@@ -1,58 +1,57 @@
-"""Embed stored windows again and compare: the one check that hashes cannot make.
+"""Embed some of what is stored again and compare: the one check that hashes cannot make.
 
 A receipt and a shard that were both edited by hand agree with each other; only the model knows what the numbers should
-be. The toy is rebuilt from the spec alone; other embedders are given, and must have the array's fingerprint.
+be. Embedders without weights are made again from the spec alone; for others the caller says where the model lies, and
+what is made must have the array's fingerprint.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tfbind_store.arrays import ShardedArray
 from tfbind_store.errors import TfbindError
-from tfbind_store.precompute.embedder import WindowEmbedder, make_window_embedder
+from tfbind_store.precompute.embedder import WindowEmbedder
+from tfbind_store.precompute.remaking import remake, require_remade
 from tfbind_store.precompute.shard_work import CANARY_COSINE, WindowJob, cosine_of
 from tfbind_store.receipts import WindowState
-from tfbind_store.spec import EmbeddingSpec
 from tfbind_store.store import Store
 from tfbind_store.verify import Kind, Problem
 
+_SEQUENCES = {
+    "proteins": "SELECT sha256, any_value(sequence), any_value(symbol) FROM data.proteins GROUP BY sha256",
+    "contexts": "SELECT sha256(text), any_value(text), any_value(text) FROM data.contexts GROUP BY 1",
+}
 
-def embedder_of(spec: EmbeddingSpec, *, checkpoint: str | None = None) -> WindowEmbedder | None:
-    """Return the embedder of a stored spec; None where its weights are needed and no checkpoint was given."""
-    if spec.embedder == "toy" and spec.grid:
-        return make_window_embedder("toy", {"bin_bp": spec.grid["bin_bp"]})
-    if checkpoint is None:
-        return None
-    options: dict[str, Any] = {"checkpoint": checkpoint}
-    if spec.embedder == "enformer":
-        identity = spec.identity
-        options |= {"tap": identity["layer"], "strand": identity["strand"], "precision": identity["matmul"]}
-        options["use_tf_gamma"] = identity["architecture"].get("use_tf_gamma")
-    return make_window_embedder(spec.embedder, options)
+
+class Model(NamedTuple):
+    """Where an array's model lies, and options that its spec does not tell."""
+
+    checkpoint: str | None = None
+    settings: Mapping[str, Any] = {}
 
 
 def check_canaries(
     store: Store,
     *,
-    checkpoint: str | None = None,
+    models: Mapping[str, Model] | None = None,
     n_canaries: int = 8,
     seed: int = 0,
     skip: Collection[tuple[str, int]] = (),
 ) -> tuple[list[Problem], int, list[str]]:
-    """Embed some windows of every array of windows again.
+    """Embed some windows, proteins or texts of every array again.
 
     Parameters
     ----------
     store
         Whose.
-    checkpoint
-        The model's folder, file or hub id.
+    models
+        By array, such as ``proteins/esm``; under ``embeddings`` for all arrays of windows.
     n_canaries
-        Windows per array, each of another shard while there are enough.
+        Per array: windows, each of another shard while there are enough, or proteins or texts.
     seed
         Decides which ones.
     skip
@@ -60,28 +59,39 @@ def check_canaries(
 
     Returns
     -------
-    Problems, windows compared, and notes on arrays that could not be checked.
+    Problems, how many were compared, and notes on arrays that could not be checked.
     """
     problems: list[Problem] = []
     notes: list[str] = []
     n_compared = 0
+    given = models or {}
     for name in store.array_names():
-        if not name.startswith("embeddings/"):
-            continue
+        model = given.get(name) or given.get(name.partition("/")[0]) or Model()
         try:
             array = store.array(name, on_damage="exclude")
-            embedder = embedder_of(array.spec, checkpoint=checkpoint)
+            embedder = remake(array.spec, checkpoint=model.checkpoint, settings=model.settings)
             if embedder is None:
-                notes.append(f"{name}: canaries need the model, give it with --checkpoint")
+                notes.append(f"{name}: canaries need the model, give it with --checkpoint {name}=PLACE")
                 continue
-            array.spec.require_same(embedder.spec(store.meta.genome, store.grid), where=name, fix="")
+            require_remade(embedder, array.spec, store, where=name)
+            damaged = {shard for of, shard in skip if of == name}
+            found, n = _check(store, array, embedder, n_canaries, seed, damaged)
         except TfbindError as error:
             notes.append(f"{name}: canaries cannot be computed: {error.what}")
             continue
-        windows = _choose(array, n_canaries, seed, {shard for of, shard in skip if of == name})
-        problems += _compare(store, array, embedder, windows)
-        n_compared += len(windows)
+        problems += found
+        n_compared += n
     return problems, n_compared, notes
+
+
+def _check(
+    store: Store, array: ShardedArray, embedder: Any, n: int, seed: int, damaged: Collection[int]
+) -> tuple[list[Problem], int]:
+    if array.spec.kind == "windows":
+        windows = _choose(array, n, seed, damaged)
+        return _compare(store, array, embedder, windows), len(windows)
+    chosen = _choose_rows(store, array, n, seed, damaged)
+    return _compare_rows(array, embedder, chosen), len(chosen)
 
 
 def _choose(array: ShardedArray, n: int, seed: int, skip: Collection[int]) -> list[int]:
@@ -114,3 +124,58 @@ def _compare(store: Store, array: ShardedArray, embedder: WindowEmbedder, window
             what = f"window {window} is not what its model gives: cosine {cosine:.6f}, expected {CANARY_COSINE}"
             problems.append(Problem(Kind.canary, what, array.layout.where(shard), array.layout.name, shard, window))
     return problems
+
+
+class _Rows(NamedTuple):
+    """A protein or text and where its numbers lie."""
+
+    content: str
+    name: str
+    first: int
+    n: int
+
+
+def _choose_rows(store: Store, array: ShardedArray, n: int, seed: int, skip: Collection[int]) -> list[_Rows]:
+    """Draw proteins or texts whose rows are all there and undamaged, and whose content the catalog still has."""
+    with store.reader() as catalog:
+        known = {sha: (content, name) for sha, content, name in catalog.rows(_SEQUENCES[array.spec.kind])}
+    found: dict[str, _Rows] = {}
+    per_shard = array.layout.shard_rows
+    for _, receipt in sorted(array.receipts().items()):
+        for row in receipt.provenance.get("rows", ()):
+            first, n_rows = int(row.get("first_row", row.get("row_index"))), int(row.get("n_rows", 1))
+            shards = range(first // per_shard, (first + n_rows - 1) // per_shard + 1)
+            is_whole = array.is_ok(np.arange(first, first + n_rows)).all() and not set(shards) & set(skip)
+            if row["sha256"] in known and is_whole:
+                found[row["sha256"]] = _Rows(*known[row["sha256"]], first, n_rows)
+    order = np.random.default_rng(seed).permutation(len(found)).tolist()
+    return [found[sorted(found)[place]] for place in order[:n]]
+
+
+def _compare_rows(array: ShardedArray, embedder: Any, chosen: list[_Rows]) -> list[Problem]:
+    problems: list[Problem] = []
+    per_shard, layout = array.layout.shard_rows, array.layout
+    for rows, now in zip(chosen, _embed_rows(array, embedder, chosen), strict=True):
+        for shard in range(rows.first // per_shard, (rows.first + rows.n - 1) // per_shard + 1):
+            begin, end = max(rows.first, shard * per_shard), min(rows.first + rows.n, (shard + 1) * per_shard)
+            try:
+                stored = array.rows(begin, end - begin).astype(np.float32)
+            except TfbindError:
+                continue  # its bytes are damaged: the deep check names it
+            if now.shape[0] != rows.n:
+                what = f"{rows.name} has {rows.n} rows, its model gives {now.shape[0]}"
+            elif (cosine := cosine_of(stored, now[begin - rows.first : end - rows.first])) < CANARY_COSINE:
+                what = f"{rows.name} is not what its model gives: cosine {cosine:.6f}, expected {CANARY_COSINE}"
+            else:
+                continue
+            window = begin // layout.window_rows
+            problems.append(Problem(Kind.canary, what, layout.where(shard), layout.name, shard, window))
+    return problems
+
+
+def _embed_rows(array: ShardedArray, embedder: Any, chosen: list[_Rows]) -> Iterator[np.ndarray]:
+    contents = [rows.content for rows in chosen]
+    if array.spec.kind == "proteins":
+        yield from (result.values for result in embedder.embed(contents))
+    elif contents:
+        yield from embedder.embed(contents).values[:, None]
