@@ -15,6 +15,7 @@ from tfbind_store.arrays import WindowState
 from tfbind_store.errors import EmbeddingError, MissingWindow
 from tfbind_store.precompute import run as run_module
 from tfbind_store.precompute.attempts import Attempts
+from tfbind_store.precompute.embedder import batches, make_window_embedder
 from tfbind_store.precompute.run import embed_windows
 
 NAME = "embeddings/windows"
@@ -70,21 +71,47 @@ class TestRaising:
         assert states(store)[WindowState.failed] == []
         assert embed_windows(store, Watched()).is_complete
 
-    def test_out_of_memory_halves_the_batch(self, store):
-        class OutOfMemoryError(RuntimeError):
-            pass
-
-        class Hungry(Watched):
-            batch_size = 8
-
-            def embed(self, windows, codes, tiling):
-                if self.batch_size > 2 and len(windows) > 1:
-                    raise OutOfMemoryError
-                yield from super().embed(windows, codes, tiling)
-
-        embedder = Hungry()
+    def test_out_of_memory_halves_the_batch_and_blames_no_window(self, store):
+        embedder = Hungry(fits=2)
         assert embed_windows(store, embedder).is_complete
-        assert embedder.batch_size == 2
+        assert embedder.batches[:3] == [4, 4, 2]  # a shard of four windows, with 8, 4 and 2 at once
+        assert all(size <= 2 for size in embedder.batches[2:])
+        assert not list(store.path.rglob("*.attempt"))
+
+    def test_a_window_that_never_fits_is_recorded(self, store):
+        embedder = Hungry(fits=0)
+        with pytest.raises(EmbeddingError, match=r"fails on every window.*out of memory"):
+            embed_windows(store, embedder)
+        assert embedder.batch_size == 1
+
+    @pytest.mark.parametrize(("size", "sizes"), [(5, [2, 1, 0]), (1, [0])])
+    def test_embedders_halve_down_to_one(self, size, sizes):
+        module = make_window_embedder(
+            "module",
+            {"target": "tests.precompute.small_module:Bins", "bin_bp": 128, "dim": 6, "batch_size": size},
+        )
+        enformer = make_window_embedder("enformer", {"dim": 48, "depth": 1, "batch_size": size})
+        for embedder in (module, enformer):
+            assert [embedder.halve_batch() for _ in sizes] == sizes
+
+
+class Hungry(Watched):
+    """The toy that runs out of memory when it reads more windows at once than fit."""
+
+    def __init__(self, *, fits: int) -> None:
+        super().__init__()
+        self.batch_size, self.fits, self.batches = 8, fits, []
+
+    def halve_batch(self) -> int:
+        self.batch_size = max(1, self.batch_size // 2)
+        return self.batch_size if self.batches[-1] > 1 else 0
+
+    def embed(self, windows, codes, tiling):
+        for batch in batches(windows, self.batch_size):
+            self.batches.append(len(batch))
+            if len(batch) > self.fits:
+                raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB")
+            yield from super().embed(batch, codes, tiling)
 
 
 DEADLY = """

@@ -28,6 +28,8 @@ HOPELESS = 4
 """So many windows of a shard that all raise, and none that does not: the fault is the embedder's, not the windows'."""
 MAX_REASON_CHARS = 300
 _log = logging.getLogger(__name__)
+HalveBatch = Callable[[], int]
+"""Halves an embedder's batch and returns the new size; 0, and nothing is changed, where it is one already."""
 Embed = Callable[[Sequence[int]], Iterator[tuple[int, Float32[ndarray, "n_bins dim"]]]]
 
 
@@ -80,8 +82,22 @@ class Attempts:
             return {}
 
 
-def try_windows(embed: Embed, windows: Sequence[int], attempts: Attempts) -> Iterator[Tried]:
+def try_windows(
+    embed: Embed, windows: Sequence[int], attempts: Attempts, *, halve_batch: HalveBatch | None = None
+) -> Iterator[Tried]:
     """Yield each window's numbers, or why there are none, together at first and one by one after any trouble.
+
+    An embedder that is out of memory is asked to halve its batch and goes on with all that is left: that is no fault of
+    any window, and counts as no try.
+
+    Parameters
+    ----------
+    embed, windows
+        What gives the numbers, and of which windows.
+    attempts
+        Counts tries beyond this process's life.
+    halve_batch
+        Of the embedder, if it has one.
 
     Raises
     ------
@@ -91,15 +107,18 @@ def try_windows(embed: Embed, windows: Sequence[int], attempts: Attempts) -> Ite
     left = list(windows)
     if not attempts.earlier:
         attempts.note(left)
+    goes_on = not attempts.earlier
+    while goes_on and left:
         try:
-            for window, values in embed(windows):
+            for window, values in embed(list(left)):
                 left.remove(window)
                 yield Tried(window, values, "")
         except TfbindError:
             raise
         except Exception as error:  # whatever a model raises
-            _log.warning("embedding %d windows together failed, one by one now: %s", len(left), _said(error))
-            _smaller_batches(embed, error)
+            goes_on = _has_shrunk(error, halve_batch)
+            if not goes_on:
+                _log.warning("embedding %d windows together failed, one by one now: %s", len(left), _said(error))
     n_good, n_bad = len(windows) - len(left), 0
     for window in sorted(left, key=lambda window: (attempts.n_tries(window) >= MAX_TRIES - 1, window)):
         tried = _alone(embed, window, attempts)
@@ -130,10 +149,25 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:MAX_REASON_CHARS]
 
 
-def _smaller_batches(embed: Embed, error: Exception) -> None:
-    """Halve the batch of an embedder that ran out of the device's memory, for the shards to come."""
-    embedder = getattr(getattr(embed, "__self__", None), "embedder", None)
-    size = getattr(embedder, "batch_size", None)
-    if type(error).__name__ == "OutOfMemoryError" and isinstance(size, int) and size > 1:
-        embedder.batch_size = size // 2  # type: ignore[union-attr]  # it has the attribute
-        _log.warning("out of the device's memory: batches of %d windows from now on", size // 2)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device or the machine has no memory left.
+
+    Examples
+    --------
+    >>> is_out_of_memory(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
+    True
+    """
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and ("out of memory" in said or "can't allocate memory" in said)
+
+
+def _has_shrunk(error: Exception, halve_batch: HalveBatch | None) -> bool:
+    """Halve the batch of an embedder that ran out of memory; False where that was not it, or it is one already."""
+    if halve_batch is None or not is_out_of_memory(error):
+        return False
+    size = halve_batch()
+    if size:
+        _log.warning("out of memory: batches of %d windows from now on", size)
+    return size > 0

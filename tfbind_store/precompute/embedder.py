@@ -103,7 +103,11 @@ class TextEmbedding(NamedTuple):
 
 @runtime_checkable
 class WindowEmbedder(Protocol):
-    """A frozen model of DNA."""
+    """A frozen model of DNA.
+
+    One that reads several windows at once may have ``halve_batch() -> int``: it is asked to when memory runs out, and
+    returns the new size, 0 where it is one already.
+    """
 
     @property
     def geometry(self) -> TrunkGeometry:

@@ -231,7 +231,7 @@ class EnformerEmbedder:
     def embed(self, windows: Sequence[int], codes: Codes, tiling: Tiling) -> Iterator[WindowEmbedding]:
         """Yield the kept bins of each window; those that follow each other share the convolutions."""
         self.geometry.require_fits(tiling.grid, where=self._where)
-        size = self.batch_size or self._usual_batch(tiling.grid.window_bp)
+        self.batch_size = size = self.batch_size or self._usual_batch(tiling.grid.window_bp)
         if self.device.type != "cpu":
             for batch in batches(windows, size):
                 values = self._forward(np.stack([codes(tiling.read(window)) for window in batch]), tiling.grid.n_bins)
@@ -241,6 +241,13 @@ class EnformerEmbedder:
         for neighbours in consecutive(windows, tiling, at_most=None if self.strand == "forward" else MAX_BATCH):
             for window, kept in zip(neighbours, self._run(neighbours, codes, tiling, size), strict=True):
                 yield WindowEmbedding(window, kept.float().numpy())
+
+    def halve_batch(self) -> int:
+        """Read half as many windows at once from now on and return how many; 0 where it is one already."""
+        if self.batch_size is None or self.batch_size < 2:
+            return 0
+        self.batch_size //= 2
+        return self.batch_size
 
     def _run(self, windows: Sequence[int], codes: Codes, tiling: Tiling, size: int) -> Iterable[torch.Tensor]:
         """Embed neighbouring windows of one chromosome by the fast forward."""

@@ -192,6 +192,13 @@ class ModuleEmbedder:
             for window, kept in zip(batch, values.float().cpu().numpy(), strict=True):
                 yield WindowEmbedding(window, kept)
 
+    def halve_batch(self) -> int:
+        """Read half as many windows at once from now on and return how many; 0 where it is one already."""
+        if self._batch_size < 2:
+            return 0
+        self._batch_size //= 2
+        return self._batch_size
+
     def release(self) -> None:
         """Give the device's memory back until the next call of `embed`."""
         take_back(self.model, self.device)

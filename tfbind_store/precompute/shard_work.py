@@ -133,7 +133,9 @@ def _compute_shard(
     for window in work.all_n:
         states[window - first] = WindowState.all_n
     n_computed = 0
-    for window, values, trouble in try_windows(job.embed, work.compute, attempts) if work.compute else ():
+    halve = getattr(job.embedder, "halve_batch", None)
+    tried = try_windows(job.embed, work.compute, attempts, halve_batch=halve) if work.compute else ()
+    for window, values, trouble in tried:
         stored, reason = (None, trouble) if values is None else to_stored(values, layout.dtype)
         states[window - first] = WindowState.failed if reason else WindowState.ok
         if reason:
