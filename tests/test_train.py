@@ -15,8 +15,8 @@ from tfbind_store import config as configs
 from tfbind_store import train as training
 from tfbind_store.durable import sole_owner
 from tfbind_store.errors import CheckpointError, ConfigError, SelectionError, StoreBusy, TfbindError, TrainingError
-from tfbind_store.finetune import pretrain_trunk
 from tfbind_store.heads import load_checkpoint, read_header
+from tfbind_store.pretrain import pretrain_trunk
 from tfbind_store.query.selection import SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
 from tfbind_store.store import Store

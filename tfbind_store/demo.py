@@ -22,7 +22,6 @@ from tfbind_store import summary
 from tfbind_store.demo_genome import DemoFiles, DemoGenome, DemoGenomeConfig, make_demo_genome, write_demo_files
 from tfbind_store.errors import ConfigError, StoreExists
 from tfbind_store.evaluate import EvaluateConfig, evaluate_run
-from tfbind_store.finetune import PretrainConfig, TrunkConfig, pretrain_trunk
 from tfbind_store.ingest import (
     import_biotypes,
     import_blacklist,
@@ -33,6 +32,7 @@ from tfbind_store.ingest import (
 from tfbind_store.loci import Grid
 from tfbind_store.precompute.embedder import make_sequence_embedder, make_text_embedder, make_window_embedder
 from tfbind_store.precompute.run import embed_contexts, embed_factors, embed_windows
+from tfbind_store.pretrain import PretrainConfig, TrunkConfig, pretrain_trunk
 from tfbind_store.query.selection import SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
 from tfbind_store.report import write_report

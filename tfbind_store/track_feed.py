@@ -85,6 +85,10 @@ class TrackFeed:
         codes, labels = zip(*(self._example(stretch) for stretch in stretches), strict=True)
         return TrackBatch(np.stack(codes), np.stack(labels))
 
+    def chrom_name(self, stretch: Stretch) -> str:
+        """Return the name of a stretch's chromosome."""
+        return self.evidence.tiling.chroms[stretch.chrom]
+
     def prevalence(self) -> Float32[np.ndarray, " tracks"]:
         """Return the share of bound bins of each track over the chromosomes, on the store's own bins."""
         truth = self.evidence.truth(self.rule)
@@ -96,7 +100,7 @@ class TrackFeed:
         return np.array(counts, dtype=np.float32) / np.float32(n_bins)
 
     def _example(self, stretch: Stretch) -> tuple[UInt8[np.ndarray, " bp"], Float32[np.ndarray, "n tracks"]]:
-        chrom = self.evidence.tiling.chroms[stretch.chrom]
+        chrom = self.chrom_name(stretch)
         codes = np.asarray(self.genome.codes(chrom, stretch.start, stretch.start + self.window_bp))
         labels = self._labels(stretch)
         if stretch.is_reverse:

@@ -46,19 +46,19 @@ def pretrain(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Train a small trunk on peaks as tracks, and write it to the folder TRUNK.
+    """Train a small trunk on peaks as tracks, and write it to the folder TRUNK; a stopped run goes on.
 
     It reads the training chromosomes and training factors of SELECTION only; its card says so, and the checkpoint of
     every head on top of it repeats it.
     """
-    from tfbind_store.finetune import PretrainConfig, pretrain_trunk
+    from tfbind_store.pretrain import PretrainConfig, pretrain_trunk
     from tfbind_store.store import Store
 
     chosen = configured(PretrainConfig, config, given, settings)
     result = pretrain_trunk(Store.open(store), selection, chosen, trunk, overwrite=overwrite)
     text = [
         f"trunk: {result.path}, {result.n_tracks} tracks, {result.n_steps:,} steps in {result.seconds:.0f} s, "
-        f"loss {result.loss:.4f}",
+        f"loss {result.loss:.4f}{', resumed' if result.was_resumed else ''}",
         *(f"{name.replace('_', ' ')}: {value:.3f}, median over tracks" for name, value in result.validation.items()),
         f"next: tfbind embed {store} windows --checkpoint {trunk}",
     ]

@@ -2,12 +2,12 @@
 
 It reads the training chromosomes and training experiments of one selection and nothing else, and says so on the card
 of the trunk it saves; the leak check and every checkpoint on top of it read that card. Each experiment is a track with
-one output of a linear layer that is thrown away afterwards.
+one output of a linear layer that is thrown away afterwards. A run that was stopped goes on where its last saved state
+stood, on a CPU to the same bytes.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -24,13 +24,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tfbind_store import config as configs
-from tfbind_store.durable import free_bytes, typed_errors
+from tfbind_store.durable import free_bytes, sole_owner, typed_errors
 from tfbind_store.errors import ConfigError, NoSpace, StoreExists, TrainingError
 from tfbind_store.feed import permuted
 from tfbind_store.heads.losses import LossConfig, cell_losses
+from tfbind_store.learning.optimiser import adamw, clip, set_rate
+from tfbind_store.learning.runlog import RunLog
+from tfbind_store.learning.schedule import Schedule
+from tfbind_store.learning.state import optimizer_tensors, put_back, read_state, restore_optimizer, write_state
 from tfbind_store.metrics import score_binary
 from tfbind_store.precompute.enformer import one_hot, save_trunk
-from tfbind_store.precompute.trunk_files import WEIGHT_FILES, build_trunk
+from tfbind_store.precompute.trunk_files import DOUBLED, WEIGHT_FILES, build_trunk, trunk_tensors
 from tfbind_store.precompute.weights import pick_device
 from tfbind_store.query import rows
 from tfbind_store.query.selection import Selection
@@ -38,6 +42,7 @@ from tfbind_store.store import Store
 from tfbind_store.track_feed import Stretch, TrackFeed
 from tfbind_store.trunk_forward import fast_dtype, train_features
 
+STATE_FILE = "state.safetensors"
 _log = logging.getLogger(__name__)
 
 
@@ -101,7 +106,7 @@ class PretrainConfig:
     lr: float = 2e-3
     """Highest learning rate of AdamW."""
     weight_decay: float = 0.05
-    """Of weights with two axes or more."""
+    """Of the weights of linear layers and convolutions."""
     warmup: float = 0.05
     """Share of the training in which the learning rate rises."""
     clip: float = 3.0
@@ -114,6 +119,8 @@ class PretrainConfig:
     """Per bin and track."""
     validate_every: float = 8.0
     """Passes between looks at the validation chromosomes; 0 never looks. Nothing is chosen by them."""
+    save_every: int = 200
+    """Steps between saved states: at most so many are lost in a kill."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 where the machine multiplies it natively."""
     device: str = "auto"
@@ -141,6 +148,7 @@ class PretrainResult(NamedTuple):
     """Mean of the last pass."""
     validation: Mapping[str, float]
     seconds: float
+    was_resumed: bool
 
 
 def pretrain_trunk(
@@ -151,23 +159,25 @@ def pretrain_trunk(
     *,
     overwrite: bool = False,
 ) -> PretrainResult:
-    """Train a trunk on the training part of a selection and save it.
+    """Train a trunk on the training part of a selection and save it; a run that was stopped goes on.
 
     Parameters
     ----------
     out_dir
         Where the trunk goes; default ``trunks/<selection>`` in the store.
     overwrite
-        Replace a trunk that is there.
+        Replace a trunk that is there, and begin anew where a stopped run is.
 
     Raises
     ------
     StoreExists
         If there is a trunk, anybody's, and it may not be replaced.
+    StoreBusy
+        If another process trains into this folder.
     NoSpace
         If the disk cannot hold the trunk.
     ConfigError
-        If sizes do not fit the store's grid.
+        If sizes do not fit the store's grid, or a stopped run was of another config.
     TrainingError
         If a loss is not finite.
     """
@@ -180,24 +190,34 @@ def pretrain_trunk(
     selection = Selection.open(store, selection_name)
     selection.require_training_rows()
     feed = training_feed(store, selection, config)
-    trainer = _Trainer(store, feed, config, out)
+    trainer = _Trainer(store, selection, feed, config, out)
     trainer.require_room()
     started = time.monotonic()
-    loss = trainer.run(_validation_feed(store, selection, feed))
-    trained_on = {key: selection.trained_on[key] for key in ("factors", "chromosomes", "biotypes")}
+    with sole_owner(out, doing="training a trunk into this folder"):
+        was_resumed = trainer.begin(overwrite=overwrite)
+        loss = trainer.run(_validation_feed(store, selection, feed))
+        _save(store, selection, trainer)
+    seconds = time.monotonic() - started
+    _log.info("trunk of %s: %d steps in %.0f s, loss %.4f", selection_name, trainer.step, seconds, loss)
+    n_tracks = len(feed.experiment_ids)
+    return PretrainResult(out, trainer.step, n_tracks, loss, trainer.validation, seconds, was_resumed)
+
+
+def _save(store: Store, selection: Selection, trainer: _Trainer) -> None:
+    """Write the trunk with its card; the state of the run is gone afterwards."""
+    config, trained_on = trainer.config, selection.trained_on
     notes = {
         "genome": store.meta.genome,
-        "selection": selection_name,
-        "window_bp": feed.window_bp,
+        "selection": selection.name,
+        "window_bp": trainer.feed.window_bp,
         "pretrain": configs.to_mapping(config),
         "steps": trainer.step,
         "validation": trainer.validation,
         "labels": "permuted" if config.permute_labels else "measured",
     }
-    save_trunk(trainer.model, out, trained_on, notes=notes)
-    seconds = time.monotonic() - started
-    _log.info("trunk of %s: %d steps in %.0f s, loss %.4f", selection_name, trainer.step, seconds, loss)
-    return PretrainResult(out, trainer.step, len(feed.experiment_ids), loss, trainer.validation, seconds)
+    seen = {key: trained_on[key] for key in ("factors", "chromosomes", "biotypes")}
+    save_trunk(trainer.model, trainer.out, seen, notes=notes)
+    (trainer.out / STATE_FILE).unlink(missing_ok=True)
 
 
 def training_feed(store: Store, selection: Selection, config: PretrainConfig) -> TrackFeed:
@@ -238,8 +258,9 @@ def _validation_feed(store: Store, selection: Selection, feed: TrackFeed) -> Tra
 class _Trainer:
     """A trunk in training: model, optimizer, schedule and where they stand."""
 
-    def __init__(self, store: Store, feed: TrackFeed, config: PretrainConfig, out: Path) -> None:
+    def __init__(self, store: Store, selection: Selection, feed: TrackFeed, config: PretrainConfig, out: Path) -> None:
         self.feed, self.config, self.out = feed, config, out
+        self.identity = f"{selection.info['rows_sha256']}\n{configs.to_toml(config)}"
         self.device = torch.device(pick_device(config.device))
         wanted = {"float32": torch.float32, "bfloat16": torch.bfloat16}
         self.dtype = wanted.get(config.precision) or fast_dtype(self.device)
@@ -250,23 +271,17 @@ class _Trainer:
         with torch.no_grad():
             self.output.weight.mul_(0.1)
             self.output.bias.copy_(torch.logit(prior))
-        self.model.to(self.device).train()
-        self.output.to(self.device)
-        self.optimizer = torch.optim.AdamW(self._groups(), lr=config.lr, betas=(0.9, 0.98))
-        self.rng = np.random.default_rng(config.seed)
+        both = nn.ModuleDict({"trunk": self.model, "output": self.output}).to(self.device).train()
+        self.named = sorted((n, p) for n, p in both.named_parameters() if DOUBLED not in n)
+        self.optimizer = adamw(both, self.named, lr=config.lr, weight_decay=config.weight_decay)
         self.per_pass = -(-len(feed.one_pass(np.random.default_rng(0))) // config.batch_size)
-        self.step = 0
+        self.total = max(1, round(config.passes * self.per_pass))
+        self.schedule = Schedule(warmup=config.warmup, n_steps=self.total)
+        self.log = RunLog(out)
+        self.step, self.seconds = 0, 0.0
+        self.cursor = (0, 0)  # pass, and its first stretch that no step has read
+        self.recent: list[float] = []  # losses, of one pass at most
         self.validation: dict[str, float] = {}
-
-    def _groups(self) -> list[dict[str, Any]]:
-        named = [(name, p) for name, p in self.model.named_parameters() if not name.startswith("_trunk.")]
-        named += list(self.output.named_parameters(prefix="output"))
-        decayed = [parameter for _, parameter in sorted(named, key=lambda item: item[0]) if parameter.ndim > 1]
-        rest = [parameter for _, parameter in sorted(named, key=lambda item: item[0]) if parameter.ndim <= 1]
-        return [
-            {"params": decayed, "weight_decay": self.config.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ]
 
     def require_room(self) -> None:
         """Refuse to train for a folder that cannot be written, or on a disk that cannot hold the result."""
@@ -277,66 +292,113 @@ class _Trainer:
         if free < needed:
             raise NoSpace(f"the trunk needs {needed:,} bytes, the disk has {free:,}", where=str(self.out))
 
+    def begin(self, *, overwrite: bool) -> bool:
+        """Go on from a saved state if there is one; returns whether there was."""
+        path = self.out / STATE_FILE
+        if overwrite:
+            path.unlink(missing_ok=True)
+        if not path.exists():
+            return False
+        counters, groups = read_state(path)
+        if counters["identity"] != self.identity:
+            fix = "choose another folder, or --overwrite"
+            raise ConfigError("a stopped run in this folder has another config or selection", where=str(path), fix=fix)
+        put_back(path, self.model, groups["trunk"], doubled=DOUBLED)
+        put_back(path, self.output, groups["output"])
+        restore_optimizer(path, self.optimizer, self.named, groups.get("optimizer", {}))
+        self.step, self.seconds, self.recent = counters["step"], counters["seconds"], counters["recent"]
+        self.cursor = (counters["pass"], counters["first"])
+        self.log.rewind(self.step)
+        _log.info("resumed at step %d", self.step)
+        return True
+
+    def save_state(self) -> None:
+        """Write where the run stands."""
+        counters = {
+            "identity": self.identity,
+            "step": self.step,
+            "seconds": self.seconds,
+            "recent": self.recent,
+            "pass": self.cursor[0],
+            "first": self.cursor[1],
+        }
+        groups = {
+            "trunk": trunk_tensors(self.model),
+            "output": self.output.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer, self.named),
+        }
+        write_state(self.out / STATE_FILE, counters, groups)
+
     def run(self, valid: TrackFeed | None) -> float:
         """Train to the end and return the mean loss of the last pass."""
-        total = max(1, round(self.config.passes * self.per_pass))
         limit = self.config.minutes * 60 if self.config.minutes else math.inf
-        started, recent = time.monotonic(), []
-        with (self.out / "log.jsonl").open("w", encoding="utf-8") as log:
-            for stretches in tqdm(self._batches(total), total=total, desc="pretrain", unit="step", disable=None):
-                share = max(self.step / total, (time.monotonic() - started) / limit)
+        started, already = time.monotonic(), self.seconds
+        with tqdm(total=self.total, initial=self.step, desc="pretrain", unit="step", disable=None) as bar:
+            for after, stretches in self._batches():
+                self.seconds = already + time.monotonic() - started
+                share = max(self.step / self.total, self.seconds / limit)
                 if share >= 1:
                     break
-                recent.append(self._one_step(stretches, share))
-                if self.step % self.per_pass == 0 or self.step == total:
-                    last = float(np.mean(recent[-self.per_pass :]))
-                    line = {"step": self.step, "pass": self.step / self.per_pass, "train_loss": last}
-                    if valid is not None and self._wants_validation(total):
-                        line |= self._validate(valid)
-                    log.write(json.dumps({**line, "seconds": round(time.monotonic() - started, 1)}) + "\n")
-                    log.flush()
-            if valid is not None and self.config.validate_every:
-                self.validation = self._validate(valid)
-        return float(np.mean(recent[-self.per_pass :]))
+                self._one_step(stretches, share)
+                self.cursor = after
+                bar.update()
+                self._report(valid)
+                if self.step % self.config.save_every == 0:
+                    self.save_state()
+        if valid is not None and self.config.validate_every:
+            self.validation = self._validate(valid)
+        return float(np.mean(self.recent)) if self.recent else float("nan")
 
-    def _batches(self, total: int) -> Iterator[list[Stretch]]:
+    def _report(self, valid: TrackFeed | None) -> None:
+        """Log the end of a pass."""
+        if self.step % self.per_pass and self.step != self.total:
+            return
+        line = {"step": self.step, "pass": self.step / self.per_pass, "train_loss": float(np.mean(self.recent))}
+        if valid is not None and self._wants_validation():
+            line |= self._validate(valid)
+        self.log.write({**line, "seconds": round(self.seconds, 1)})
+
+    def _batches(self) -> Iterator[tuple[tuple[int, int], list[Stretch]]]:
+        """Yield (where the next batch begins, stretches); pass number i is the same in every process."""
+        number, first = self.cursor
         queue: list[Stretch] = []
-        for _ in range(total):
-            while len(queue) < self.config.batch_size:
-                queue += self.feed.one_pass(self.rng)
-            yield queue[: self.config.batch_size]
-            queue = queue[self.config.batch_size :]
+        while True:
+            one_pass = self.feed.one_pass(np.random.default_rng([self.config.seed, number]))
+            while first < len(one_pass):
+                taken = one_pass[first : first + self.config.batch_size - len(queue)]
+                queue, first = queue + taken, first + len(taken)
+                if len(queue) == self.config.batch_size:
+                    yield (number, first), queue
+                    queue = []
+            number, first = number + 1, 0
 
-    def _one_step(self, stretches: list[Stretch], share: float) -> float:
-        rate = min((share + 1e-3) / max(self.config.warmup, 1e-3), 1.0)
-        if share > self.config.warmup:
-            done = (share - self.config.warmup) / (1 - self.config.warmup)
-            rate = 0.5 + 0.5 * math.cos(math.pi * min(1.0, done))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * rate
+    def _one_step(self, stretches: list[Stretch], share: float) -> None:
+        set_rate(self.optimizer, self.config.lr * self.schedule.rate(share))
+        # dropout depends on seed and step alone, so that a resumed run draws the same
+        torch.manual_seed((self.config.seed << 32) + self.step)
         batch = self.feed.batch(stretches)
         labels = torch.from_numpy(batch.labels).to(self.device)
         logits = self._logits(batch.codes)
         # summed over tracks, so that the step does not shrink as tracks are added
         loss = cell_losses(self.config.loss, logits, labels).sum() / (labels.shape[0] * labels.shape[1])
         if not loss.isfinite():
-            raise TrainingError(f"loss is {loss.item()} at step {self.step}", where=str(stretches[0]), fix="lower lr")
+            where = ", ".join(f"{self.feed.chrom_name(s)}:{s.start}" for s in stretches)
+            raise TrainingError(f"loss is {loss.item()} at step {self.step}", where=where, fix="lower lr")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, self.config.clip)
+        clip((parameter for _, parameter in self.named), self.config.clip)
         self.optimizer.step()
         self.step += 1
-        return float(loss.item())
+        self.recent = [*self.recent, float(loss.item())][-self.per_pass :]
 
     def _logits(self, codes: np.ndarray) -> Float[Tensor, "b n tracks"]:
         features = train_features(self.model, one_hot(codes).to(self.device), dtype=self.dtype)
         logits: Tensor = self.output(features)
         return logits
 
-    def _wants_validation(self, total: int) -> bool:
+    def _wants_validation(self) -> bool:
         every = self.config.validate_every * self.per_pass
-        return bool(every) and self.step % max(1, round(every)) == 0 and self.step < total
+        return bool(every) and self.step % max(1, round(every)) == 0 and self.step < self.total
 
     @torch.inference_mode()
     def _validate(self, feed: TrackFeed) -> dict[str, float]:

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from tests.planted import make_planted
-from tfbind_store import finetune
+from tfbind_store import pretrain
 from tfbind_store.errors import ConfigError, NoSpace, StoreExists, TrainingError
-from tfbind_store.finetune import PretrainConfig, TrunkConfig, pretrain_trunk
 from tfbind_store.precompute.enformer import load_trunk
+from tfbind_store.pretrain import PretrainConfig, TrunkConfig, pretrain_trunk
 from tfbind_store.query.selection import Selection
 from tfbind_store.trunk_forward import train_features
 
@@ -55,7 +55,7 @@ def test_saved_trunk_gives_the_trained_numbers(trained):
 
 def test_feed_sees_nothing_but_the_training_part(planted):
     selection = Selection.open(planted.store, planted.selection)
-    feed = finetune.training_feed(planted.store, selection, PretrainConfig())
+    feed = pretrain.training_feed(planted.store, selection, PretrainConfig())
     assert feed.chroms == (0, 1)
     names = feed.evidence.experiments["experiment"]
     held_out = {place for place, name in enumerate(names.tolist()) if ".OLA." in name}
@@ -66,7 +66,7 @@ def test_feed_sees_nothing_but_the_training_part(planted):
 def test_control_moves_the_peaks(planted):
     selection = Selection.open(planted.store, planted.selection)
     real, moved = (
-        finetune.training_feed(planted.store, selection, PretrainConfig(permute_labels=permute))
+        pretrain.training_feed(planted.store, selection, PretrainConfig(permute_labels=permute))
         for permute in (False, True)
     )
     np.testing.assert_array_equal(real.evidence.peaks.experiment_id, moved.evidence.peaks.experiment_id)
@@ -98,7 +98,7 @@ def test_time_limit_ends_the_training(planted):
 
 def test_loss_that_is_not_finite_stops(planted, monkeypatch):
     monkeypatch.setattr(
-        finetune._Trainer, "_logits", lambda self, codes: torch.full((len(codes), 16, 14), float("inf"))
+        pretrain._Trainer, "_logits", lambda self, codes: torch.full((len(codes), 16, 14), float("inf"))
     )
     config = PretrainConfig(trunk=TINY, passes=1, device="cpu")
     with pytest.raises(TrainingError, match="at step 0"):
@@ -138,6 +138,70 @@ class TestTheFolder:
         assert load_trunk(tmp_path).card.trained_on is not None
 
     def test_a_disk_too_small_is_refused_before_the_training(self, planted, tmp_path, monkeypatch):
-        monkeypatch.setattr(finetune, "free_bytes", lambda path: 1000)
+        monkeypatch.setattr(pretrain, "free_bytes", lambda path: 1000)
         with pytest.raises(NoSpace, match="the disk has 1,000"):
             pretrain_trunk(planted.store, planted.selection, PretrainConfig(trunk=TINY, device="cpu"), tmp_path / "t")
+
+
+class _Killed(BaseException):
+    pass
+
+
+RESUMED = PretrainConfig(trunk=TINY, passes=2, batch_size=5, save_every=3, device="cpu", validate_every=1)
+
+
+@pytest.fixture(scope="module")
+def whole(planted):
+    return pretrain_trunk(planted.store, planted.selection, RESUMED, planted.store.path / "whole")
+
+
+class TestResume:
+    """A stopped run ends with the same bytes as one that was not."""
+
+    @pytest.mark.parametrize("kill_at", [2, 3, 8, 10])
+    def test_a_stopped_run_ends_with_the_same_bytes(self, planted, whole, monkeypatch, kill_at):
+        out, step = planted.store.path / f"stopped{kill_at}", pretrain._Trainer._one_step
+
+        def dying(self, stretches, share):
+            if self.step == kill_at:
+                raise _Killed
+            step(self, stretches, share)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pretrain._Trainer, "_one_step", dying)
+            with pytest.raises(_Killed):
+                pretrain_trunk(planted.store, planted.selection, RESUMED, out)
+        torch.rand(3)  # another process would stand elsewhere in torch's random numbers
+        again = pretrain_trunk(planted.store, planted.selection, RESUMED, out)
+        assert again.was_resumed == (kill_at >= 3)
+        assert not whole.was_resumed
+        assert (out / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()
+        logs = [
+            [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()] for path in (out, whole.path)
+        ]
+        assert [{**line, "seconds": 0} for line in logs[0]] == [{**line, "seconds": 0} for line in logs[1]]
+        assert not (out / "state.safetensors").exists()
+
+    def test_another_config_does_not_go_on_with_it(self, planted, monkeypatch):
+        out = planted.store.path / "other"
+        with monkeypatch.context() as patch:
+            patch.setattr(pretrain._Trainer, "_validate", lambda self, feed: (_ for _ in ()).throw(_Killed()))
+            with pytest.raises(_Killed):
+                pretrain_trunk(planted.store, planted.selection, RESUMED, out)
+        other = PretrainConfig(trunk=TINY, passes=0.2, device="cpu", validate_every=0)
+        with pytest.raises(ConfigError, match="another config"):
+            pretrain_trunk(planted.store, planted.selection, other, out)
+        assert not pretrain_trunk(planted.store, planted.selection, other, out, overwrite=True).was_resumed
+
+    def test_steps_cover_each_pass_once(self, planted):
+        selection = Selection.open(planted.store, planted.selection)
+        feed = pretrain.training_feed(planted.store, selection, RESUMED)
+        trainer = pretrain._Trainer(planted.store, selection, feed, RESUMED, planted.store.path)
+        batches = trainer._batches()
+        first = feed.one_pass(np.random.default_rng([0, 0]))
+        read = [
+            stretch
+            for _, (_, stretches) in zip(range(len(first) // 5 + 1), batches, strict=False)
+            for stretch in stretches
+        ]
+        assert read[: len(first)] == first
