@@ -13,9 +13,9 @@ import io
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from tfbind_store.durable import publish
 from tfbind_store.errors import ConfigError, DependencyError
@@ -88,7 +88,7 @@ class RunLog:
 
     def _opened(self, first_step: int) -> list[Tracker]:
         if self._trackers is None:
-            makers = {"tensorboard": _TensorBoard, "wandb": _WeightsAndBiases}
+            makers: dict[str, Callable[..., Tracker]] = {"tensorboard": _TensorBoard, "wandb": _WeightsAndBiases}
             self._trackers = [makers[name](self.folder, self._about, first_step) for name in self._names]
         return self._trackers
 
@@ -128,7 +128,7 @@ class _WeightsAndBiases:
     def __init__(self, folder: Path, about: Mapping[str, Any], first_step: int) -> None:
         import wandb
 
-        mode = "online" if os.environ.get("WANDB_MODE") == "online" else "offline"
+        mode: Literal["online", "offline"] = "online" if os.environ.get("WANDB_MODE") == "online" else "offline"
         self.run: Any = wandb.init(
             project="tfbind", name=folder.name, dir=str(folder), config=dict(about), mode=mode, reinit="create_new",
             settings=wandb.Settings(silent=True, console="off", x_disable_stats=True, disable_git=True),
