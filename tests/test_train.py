@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,18 +10,24 @@ import time
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.planted import planted  # noqa: F401
+from tests.planted import make_planted, planted  # noqa: F401
 from tfbind_store import config as configs
 from tfbind_store import train as training
 from tfbind_store.durable import sole_owner
 from tfbind_store.errors import CheckpointError, ConfigError, SelectionError, StoreBusy, TfbindError, TrainingError
+from tfbind_store.feed import DenseFeed, choose_arrays
 from tfbind_store.heads import load_checkpoint, read_header
 from tfbind_store.pretrain import pretrain_trunk
-from tfbind_store.query.selection import SelectionConfig, make_selection
+from tfbind_store.query.loader import Loader
+from tfbind_store.query.selection import Selection, SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
+from tfbind_store.scoring import load_run
 from tfbind_store.store import Store
 from tfbind_store.train import TrainConfig, train_head
+from tfbind_store.train_material import gather_material
 
 SMALL = {"width": 16, "filip_heads": 4, "filip_dim": 4, "tower_dim": 8, "n_queries": 3}
 QUICK = {"options": SMALL, "bins_per_step": 64, "pairs_per_step": 6, "batch_rows": 32, "device": "cpu", "lr": 3e-3}
@@ -74,27 +81,46 @@ class _Killed(BaseException):
     pass
 
 
+EVERYTHING = {"accumulate": 2, "average": 0.9, "balance": "factor", "lr_scale": {"filip.*": 0.5}}
+
+
+@pytest.fixture(scope="module")
+def whole(planted):  # noqa: F811
+    """A run of each kind that nobody stopped."""
+    made = {}
+
+    def run(pairing):
+        if pairing not in made:
+            made[pairing] = train_head(planted.store, planted.selection, stoppable(pairing), f"whole-{pairing}").path
+        return made[pairing]
+
+    return run
+
+
+def stoppable(pairing):
+    return TrainConfig(steps=9, validate_every=4, save_every=3, pairing=pairing, **QUICK, **EVERYTHING)
+
+
 @pytest.mark.parametrize("pairing", ["dense", "rows"])
-@pytest.mark.parametrize("kill_at", [1, 7, 13])
-def test_stopped_run_ends_with_the_same_bytes(planted, monkeypatch, pairing, kill_at):  # noqa: F811
-    config = TrainConfig(steps=14, validate_every=6, save_every=4, pairing=pairing, **QUICK)
-    whole = train_head(planted.store, planted.selection, config, f"whole-{pairing}-{kill_at}")
+@pytest.mark.parametrize("kill_at", range(9))
+def test_a_run_stopped_at_any_step_ends_with_the_same_bytes(planted, whole, monkeypatch, pairing, kill_at):  # noqa: F811
     name, step = f"stopped-{pairing}-{kill_at}", training._Trainer._one_step
 
-    def dying(self, batch, share):
+    def dying(self, numbered, share):
         if self.state.step == kill_at:
             raise _Killed
-        step(self, batch, share)
+        step(self, numbered, share)
 
     monkeypatch.setattr(training._Trainer, "_one_step", dying)
     with pytest.raises(_Killed):
-        train_head(planted.store, planted.selection, config, name)
+        train_head(planted.store, planted.selection, stoppable(pairing), name)
     monkeypatch.setattr(training._Trainer, "_one_step", step)
     torch.rand(3)  # another process would stand elsewhere in torch's random numbers
-    again = train_head(planted.store, planted.selection, config, name)
-    assert again.was_resumed == (kill_at >= 4)
-    assert log_of(again.path) == log_of(whole.path)
-    assert (again.path / "head.safetensors").read_bytes() == (whole.path / "head.safetensors").read_bytes()
+    again = train_head(planted.store, planted.selection, stoppable(pairing), name)
+    assert again.was_resumed == (kill_at >= 3)
+    assert log_of(again.path) == log_of(whole(pairing))
+    for file in ("head.safetensors", "last.safetensors"):
+        assert (again.path / file).read_bytes() == (whole(pairing) / file).read_bytes()
     assert not (again.path / "state.safetensors").exists()
 
 
@@ -149,10 +175,40 @@ def test_damaged_state_is_refused(planted, monkeypatch):  # noqa: F811
         train_head(planted.store, planted.selection, config, "damaged")
 
 
-def test_loss_that_is_not_finite_stops_the_run(planted, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(training._Trainer, "_loss", lambda self, batch: torch.tensor(float("nan")))
-    with pytest.raises(TrainingError, match="loss is nan at step 0"):
-        train_head(planted.store, planted.selection, TrainConfig(steps=2, **QUICK), "nan")
+class TestNonFinite:
+    def test_bins_and_experiments_of_a_dense_batch_are_named(self, planted, monkeypatch):  # noqa: F811
+        original = DenseFeed.dna
+
+        def spoilt(self, places):
+            values = original(self, places).copy()
+            if len(places) == 64:  # a batch, not the sample for the scaling
+                values[5] = np.nan
+            return values
+
+        monkeypatch.setattr(DenseFeed, "dna", spoilt)
+        with pytest.raises(TrainingError, match="loss is nan at step 0") as caught:
+            train_head(planted.store, planted.selection, TrainConfig(steps=2, **QUICK), "nan")
+        assert re.match(r"1 of 64 bins: \d+; experiments: E\w\.\w+\.cell\w, ", caught.value.where)
+
+    def test_rows_are_named(self, planted, monkeypatch):  # noqa: F811
+        original, bad = Loader.read, []
+
+        def spoilt(self, places):
+            batch = original(self, places)
+            batch.dna[[2, 7]] = np.nan
+            bad.extend(batch.rows[[2, 7]].tolist())
+            return batch
+
+        monkeypatch.setattr(Loader, "read", spoilt)
+        with pytest.raises(TrainingError, match="loss is nan at step 0") as caught:
+            train_head(planted.store, planted.selection, TrainConfig(steps=2, pairing="rows", **QUICK), "nan-rows")
+        assert caught.value.where == f"2 of 32 rows: {bad[0]}, {bad[1]}"
+
+    def test_a_gradient_that_is_none_changes_no_weight(self, planted, monkeypatch):  # noqa: F811
+        monkeypatch.setattr(training, "clip", lambda parameters, largest: float("inf"))
+        monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: pytest.fail("stepped"))
+        with pytest.raises(TrainingError, match="gradient is inf at step 0"):
+            train_head(planted.store, planted.selection, TrainConfig(steps=2, **QUICK), "inf")
 
 
 def test_patience_ends_a_run_that_does_not_improve(planted, monkeypatch):  # noqa: F811
@@ -167,35 +223,6 @@ def test_patience_ends_a_run_that_does_not_improve(planted, monkeypatch):  # noq
     assert read_header(result.path / "head.safetensors").metrics["valid_auprc"] == 0.5
 
 
-def test_weights_with_one_axis_have_no_decay(planted):  # noqa: F811
-    seen = {}
-    original = training._Trainer._groups
-
-    def spy(self):
-        seen["groups"] = original(self)
-        return seen["groups"]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training._Trainer, "_groups", spy)
-        train_head(planted.store, planted.selection, TrainConfig(steps=1, **QUICK), "groups")
-    decayed, rest = seen["groups"]
-    assert decayed["weight_decay"] == 0.05
-    assert rest["weight_decay"] == 0.0
-    assert all(parameter.ndim > 1 for parameter in decayed["params"])
-    assert all(parameter.ndim <= 1 for parameter in rest["params"])
-
-
-def test_rate_rises_then_falls_like_a_cosine():
-    trainer = training._Trainer.__new__(training._Trainer)
-    trainer.config = TrainConfig(steps=100, warmup=0.1)
-    rates = [trainer._rate(step / 100) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == pytest.approx(1.0)
-    assert np.argmax(rates) in (9, 10)
-    assert rates[55] == pytest.approx(0.5)
-    assert rates[100] == pytest.approx(0.0)
-
-
 def test_kept_weights_are_those_that_were_validated(planted):  # noqa: F811
     result = train_head(planted.store, planted.selection, TrainConfig(steps=4, **QUICK), "kept")
     assert load_checkpoint(result.path / "head.safetensors").header.metrics["step"] == result.metrics["step"] == 4
@@ -204,13 +231,21 @@ def test_kept_weights_are_those_that_were_validated(planted):  # noqa: F811
     )
 
 
-@pytest.mark.parametrize("odd", [{"steps": 0}, {"bound_share": 2.0}, {"permute_labels": True, "pairing": "rows"}])
+@pytest.mark.parametrize(
+    "odd",
+    [{"steps": 0}, {"bound_share": 2.0}, {"permute_labels": True, "pairing": "rows"}, {"accumulate": 0},
+     {"average": 1.0}, {"clip": -1.0}],
+)  # fmt: skip
 def test_odd_configs_are_refused(odd):
     with pytest.raises(ConfigError):
         TrainConfig(**odd)
 
 
-@pytest.mark.parametrize("odd", [{"windows": "windws"}, {"head": "adaptr"}, {"options": {"widht": 3}}])
+@pytest.mark.parametrize(
+    "odd",
+    [{"windows": "windws"}, {"head": "adaptr"}, {"options": {"widht": 3}}, {"lr_scale": {"filp.*": 0.1}},
+     {"trackers": ("wandbb",)}],
+)  # fmt: skip
 def test_a_run_that_cannot_begin_leaves_no_folder(planted, odd):  # noqa: F811
     config = TrainConfig(**{**QUICK, "steps": 2, **odd})
     with pytest.raises(TfbindError):
@@ -252,3 +287,186 @@ def test_a_selection_without_training_rows_is_refused(planted):  # noqa: F811
     with pytest.raises(SelectionError, match="no training rows"):
         pretrain_trunk(planted.store, "all_test", out_dir=planted.store.path / "no-trunk")
     assert not (planted.store.path / "no-trunk").exists()
+
+
+def losses_of(path):
+    return [line["train_loss"] for line in log_of(path)]
+
+
+def steady(**changes):
+    """Without dropout and with a look at each step: its loss curve is that of every step."""
+    options = {**SMALL, "dropout": 0.0}
+    return TrainConfig(**{**QUICK, "options": options, "steps": 6, "validate_every": 1, **changes})
+
+
+@pytest.mark.parametrize("pairing", ["dense", "rows"])
+def test_accumulation_makes_the_same_steps(planted, pairing):  # noqa: F811
+    one, many = (
+        train_head(planted.store, planted.selection, steady(pairing=pairing, accumulate=n), f"pieces-{pairing}-{n}")
+        for n in (1, 5)
+    )
+    np.testing.assert_allclose(losses_of(many.path), losses_of(one.path), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("pairing", ["dense", "rows"])
+def test_checkpointing_makes_the_same_steps(planted, pairing):  # noqa: F811
+    paths = []
+    for checkpointing in (False, True):
+        config = steady(pairing=pairing, checkpointing=checkpointing, options={**SMALL, "dropout": 0.2})
+        paths.append(train_head(planted.store, planted.selection, config, f"kept-{pairing}-{checkpointing}").path)
+    np.testing.assert_allclose(losses_of(paths[0])[0], losses_of(paths[1])[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pairing", ["dense", "rows"])
+def test_two_processes_make_the_steps_of_one(planted, pairing):  # noqa: F811
+    script = planted.store.path / f"train-{pairing}.py"
+    config = configs.to_mapping(steady(pairing=pairing, accumulate=2, batch_rows=33))
+    script.write_text(
+        "import sys, torch; torch.set_num_threads(1)\n"
+        "from tfbind_store import config as configs\n"
+        "from tfbind_store.store import Store\n"
+        "from tfbind_store.train import TrainConfig, train_head\n"
+        f"config = configs.from_mapping(TrainConfig, {config!r}, where='test')\n"
+        "train_head(Store.open(sys.argv[1]), 'all', config, sys.argv[2])\n"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    for n in (1, 2):
+        command = [*launch, str(n), str(script), str(planted.store.path), f"processes-{pairing}-{n}"]
+        subprocess.run(command, check=True, env=environment, timeout=300)
+    one, two = (planted.store.run_dir(f"processes-{pairing}-{n}") for n in (1, 2))
+    assert len(losses_of(one)) == 6
+    np.testing.assert_allclose(losses_of(two), losses_of(one), rtol=0, atol=1e-5)
+    assert not (two / "state.safetensors").exists()
+
+
+def test_the_average_is_what_is_validated_and_kept(planted):  # noqa: F811
+    config = steady(average=0.5, validate_every=6)
+    plain = train_head(planted.store, planted.selection, steady(validate_every=6), "plain").path
+    averaged = train_head(planted.store, planted.selection, config, "averaged").path
+    assert losses_of(averaged) == losses_of(plain)
+    one, two = (load_checkpoint(path / "head.safetensors").head.state_dict() for path in (plain, averaged))
+    assert any(not torch.equal(one[name], two[name]) for name in one)
+    assert log_of(plain)[0]["valid_loss"] != log_of(averaged)[0]["valid_loss"]
+
+
+def test_last_weights_are_kept_beside_the_best(planted, monkeypatch):  # noqa: F811
+    looks = iter([0.5, 0.9, 0.2])
+    monkeypatch.setattr(
+        training, "validate", lambda *_: {"valid_loss": 1.0, "valid_auroc": 0.5, "valid_auprc": next(looks)}
+    )
+    path = train_head(
+        planted.store, planted.selection, TrainConfig(steps=6, **{**QUICK, "validate_every": 2}), "both"
+    ).path
+    metrics = [read_header(path / name).metrics for name in ("head.safetensors", "last.safetensors")]
+    assert [(m["step"], m["valid_auprc"]) for m in metrics] == [(4, 0.9), (6, 0.2)]
+
+
+def test_checkpoints_hold_the_head_alone_and_say_what_it_is_for(planted):  # noqa: F811
+    path = train_head(planted.store, planted.selection, TrainConfig(steps=1, **QUICK), "by-itself").path
+    head, header = load_checkpoint(path / "last.safetensors")
+    with safe_open(path / "last.safetensors", framework="pt") as file:
+        assert set(file.keys()) == set(head.state_dict())
+    assert header.selection["sql"].startswith("SELECT DISTINCT experiment")
+    assert header.selection["config"]["split"]["valid_chroms"] == ["chr3"]
+    assert header.train["lr"] == QUICK["lr"]
+
+
+def test_a_head_of_another_store_is_refused_with_the_field(planted, tmp_path):  # noqa: F811
+    train_head(planted.store, planted.selection, TrainConfig(steps=1, **QUICK), "here")
+    other = make_planted(tmp_path, seed=1)
+    shutil.copytree(planted.store.run_dir("here"), other.store.run_dir("here"))
+    with pytest.raises(CheckpointError) as caught:
+        load_run(other.store, "here")
+    assert caught.value.where.endswith("arrays.windows.fingerprint")
+
+
+def test_deterministic_mode_is_on_during_the_run_alone(planted, monkeypatch):  # noqa: F811
+    seen, step = [], training._Trainer._one_step
+
+    def watching(self, numbered, share):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        step(self, numbered, share)
+
+    monkeypatch.setattr(training._Trainer, "_one_step", watching)
+    for pairing in ("dense", "rows"):
+        config = TrainConfig(steps=2, deterministic=True, pairing=pairing, **QUICK)
+        train_head(planted.store, planted.selection, config, f"deterministic-{pairing}")
+    assert seen == [True] * 4
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_head_makes_the_same_steps(planted):  # noqa: F811
+    plain = train_head(planted.store, planted.selection, steady(steps=3), "eager").path
+    compiled = train_head(planted.store, planted.selection, steady(steps=3, compile=True), "compiled").path
+    np.testing.assert_allclose(losses_of(compiled), losses_of(plain), rtol=0, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_trackers_write_into_the_runs_folder(planted):  # noqa: F811
+    pytest.importorskip("tensorboard")
+    config = TrainConfig(steps=2, trackers=("tensorboard",), **QUICK)
+    path = train_head(planted.store, planted.selection, config, "tracked").path
+    assert list((path / "tensorboard").glob("events.*"))
+
+
+class TestBalance:
+    def test_dense_batches_hold_factors_equally_often(self, planted):  # noqa: F811
+        selection = Selection.open(planted.store, planted.selection)
+        material = gather_material(
+            planted.store, selection, choose_arrays(planted.store), device=torch.device("cpu"), max_valid_bins=100
+        )
+        training_, ids = material.training, material.training.factor_id
+        lonely = training_.take(np.flatnonzero((ids != ids[0]) | (np.arange(len(ids)) == 0)))  # one of factor ids[0]
+        share = {}
+        for balance in ("none", "factor"):
+            feed = DenseFeed(
+                material.source, material.truth, lonely, material.train_bins, 1, 1, 0.0, 0, balance
+            )  # fmt: skip
+            drawn = [int(feed.batch(number).experiments[0]) for number in range(400)]
+            share[balance] = drawn.count(int(lonely.experiment_id[0])) / 400
+        n_factors, n_experiments = len(set(lonely.factor_id.tolist())), len(lonely.factor_id)
+        assert share["none"] == pytest.approx(1 / n_experiments, abs=0.05)
+        assert share["factor"] == pytest.approx(1 / n_factors, abs=0.05)
+        assert abs(1 / n_factors - 1 / n_experiments) > 0.05
+
+
+def test_bfloat16_keeps_losses_pooling_and_softmax_in_float32(planted):  # noqa: F811
+    """Of all that is exponentiated, logged or summed up to a softmax, nothing is in half precision."""
+    delicate = {"aten._softmax", "aten.exp", "aten.log", "aten.logsumexp", "aten.binary_cross_entropy_with_logits"}
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            name = str(function).rpartition(".")[0]
+            seen.append((name, args[0].dtype if args and isinstance(args[0], torch.Tensor) else None))
+            return function(*args, **(kwargs or {}))
+
+    config = TrainConfig(steps=1, precision="bfloat16", **QUICK)
+    step = training._Trainer._one_step
+    with pytest.MonkeyPatch.context() as patch:
+
+        def watched(self, numbered, share):
+            with Watch():
+                step(self, numbered, share)
+
+        patch.setattr(training._Trainer, "_one_step", watched)
+        train_head(planted.store, planted.selection, config, "half")
+    assert ("aten.mm", torch.bfloat16) in seen or ("aten.addmm", torch.bfloat16) in seen
+    found = {name: {dtype for other, dtype in seen if other == name} for name in delicate}
+    assert found["aten._softmax"] == {torch.float32}
+    assert set().union(*found.values()) == {torch.float32}, found
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("pairing", ["dense", "rows"])
+def test_cuda_makes_the_steps_of_the_cpu(planted, pairing):  # noqa: F811
+    paths = [
+        train_head(planted.store, planted.selection, steady(pairing=pairing, device=device), f"{device}-{pairing}").path
+        for device in ("cpu", "cuda")
+    ]
+    np.testing.assert_allclose(losses_of(paths[1]), losses_of(paths[0]), rtol=0, atol=1e-4)

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int8, Int64
+from jaxtyping import Float, Float32, Float64, Int8, Int64
 from torch import Tensor
 
 from tfbind_store.arrays import ShardedArray
@@ -27,7 +27,7 @@ from tfbind_store.errors import SelectionError, StoreMissing
 from tfbind_store.heads.base import Head, Pairs, Scaling
 from tfbind_store.names import near_miss
 from tfbind_store.query.labels import Intervals, Truth, as_labels
-from tfbind_store.query.loader import Arrays
+from tfbind_store.query.loader import Arrays, Balance
 from tfbind_store.residues import FactorProteins
 from tfbind_store.store import Store
 
@@ -35,6 +35,7 @@ T = TypeVar("T")
 RESIDENT_BYTES = 2 * 1024**3
 """Embeddings, proteins and labels up to this size are kept in memory."""
 SCALING_BINS = 20_000
+COPY_BINS = 65_536
 
 
 def choose_arrays(
@@ -191,6 +192,10 @@ class DenseBatch(NamedTuple):
     pairs: Batch[Tensor]
     """Proteins and contexts; its `dna` is empty."""
     labels: Float[Tensor, "k p"]
+    bins: Int64[np.ndarray, " k"]
+    """Global bins."""
+    experiments: Int64[np.ndarray, " p"]
+    """Experiment ids."""
 
 
 @dataclass(frozen=True)
@@ -207,27 +212,43 @@ class DenseFeed:
     bound_share: float
     """Share of the bins that some training experiment binds."""
     seed: int
+    balance: Balance = "none"
+    """Draw experiments so that factors, or biotypes, come equally often."""
 
     def __post_init__(self) -> None:
         if not len(self.bins) or not len(self.experiments.experiment_id):
             raise SelectionError("no bins or no experiments to train on", where="dense feed")
 
-    def batch(self, number: int) -> DenseBatch:
-        """Return batch `number`."""
+    def batch(self, number: int, *, part: int = 0, n_parts: int = 1) -> DenseBatch:
+        """Return batch `number`, or every `n_parts`-th of its bins from bin `part` on."""
         rng = np.random.default_rng([self.seed, number])
         n_pairs = min(self.pairs_per_step, len(self.experiments.experiment_id))
-        chosen = np.sort(rng.choice(len(self.experiments.experiment_id), n_pairs, replace=False))
+        chosen = np.sort(rng.choice(len(self.experiments.experiment_id), n_pairs, replace=False, p=self._chances))
         n_bound = int(self.bins_per_step * self.bound_share) if len(self.bound) else 0
         places = rng.integers(len(self.bins), size=self.bins_per_step - n_bound)
         if n_bound:
             places = np.concatenate([self.bound[rng.integers(len(self.bound), size=n_bound)], places])
-        pairs = self.experiments.take(chosen)
-        device = self.source.device
+        places, pairs = places[part::n_parts], self.experiments.take(chosen)
         return DenseBatch(
-            _tensor(self.dna(places), device),
+            self._dna_there(places),
             self.source.inputs(pairs.factor_id, pairs.biotype_id),
-            _tensor(as_labels(self.codes(places, chosen)), device),
+            self._labels_there(places, chosen),
+            self.bins[places],
+            pairs.experiment_id,
         )
+
+    def _dna_there(self, places: Int64[np.ndarray, " k"]) -> Float[Tensor, "k d"]:
+        device = self.source.device
+        if self._dna_on_device is None:
+            return _tensor(self.dna(places), device)
+        return self._dna_on_device[_tensor(places, device)]
+
+    def _labels_there(self, places: Int64[np.ndarray, " k"], chosen: Int64[np.ndarray, " p"]) -> Float[Tensor, "k p"]:
+        device = self.source.device
+        if self._codes_on_device is None:
+            return _tensor(as_labels(self.codes(places, chosen)), device)
+        codes = self._codes_on_device[_tensor(places, device).unsqueeze(1), _tensor(chosen, device)]
+        return codes.float().masked_fill(codes < 0, torch.nan)
 
     def dna(self, places: Int64[np.ndarray, " k"]) -> np.ndarray:
         """Return the embeddings [k, d] of bins given by their place in `bins`."""
@@ -285,6 +306,34 @@ class DenseFeed:
         return np.asarray(self._array.gather_bins(self.bins, 1)[:, 0])
 
     @cached_property
+    def _dna_on_device(self) -> Float[Tensor, "n d"] | None:
+        """All embeddings that may be drawn, on the accelerator, where they fit: then no batch copies any."""
+        dim, device = self._array.shape[-1], self.source.device
+        if len(self.bins) * dim * 2 > room_on(device):
+            return None
+        there = torch.empty(len(self.bins), dim, dtype=torch.float16, device=device)
+        for at in range(0, len(self.bins), COPY_BINS):
+            part = self._array.gather_bins(self.bins[at : at + COPY_BINS], 1)[:, 0]
+            there[at : at + len(part)] = _tensor(np.asarray(part), device)
+        return there
+
+    @cached_property
+    def _codes_on_device(self) -> Int8[Tensor, "n p"] | None:
+        codes, device = self._all_codes, self.source.device
+        if codes is None or codes.nbytes > room_on(device):
+            return None
+        return _tensor(codes, device)
+
+    @cached_property
+    def _chances(self) -> Float64[np.ndarray, " p"] | None:
+        if self.balance == "none":
+            return None
+        groups = self.experiments.factor_id if self.balance == "factor" else self.experiments.biotype_id
+        _, which, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        weights = 1 / sizes[which]
+        return np.asarray(weights / weights.sum())
+
+    @cached_property
     def _all_codes(self) -> Int8[np.ndarray, "n p"] | None:
         n_pairs = len(self.experiments.experiment_id)
         if len(self.bins) * n_pairs > RESIDENT_BYTES // 4:
@@ -294,6 +343,14 @@ class DenseFeed:
             for experiment in self.experiments.experiment_id
         ]
         return np.stack(columns, axis=1)
+
+
+def room_on(device: torch.device) -> int:
+    """Return how many bytes of embeddings or labels may be kept on an accelerator: a third of what is free there."""
+    if device.type != "cuda":
+        return 0
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free) // 3
 
 
 class _RunningMoments:

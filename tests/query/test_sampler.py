@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfbind_store.errors import ConfigError
-from tfbind_store.query.sampler import batches_of, epoch_order
+from tfbind_store.query.sampler import balanced_rows, batches_of, epoch_order
 
 WINDOWS = st.lists(st.integers(0, 30), max_size=80).map(lambda w: np.array(w, dtype=np.int32))
 
@@ -68,3 +68,25 @@ KNOWN_ORDER = [1, 4, 0, 5, 3, 2]
 def test_nonsense_is_refused(batch_size, part):
     with pytest.raises(ConfigError):
         list(batches_of(np.arange(3), batch_size=batch_size, part=part, n_parts=2))
+
+
+class TestBalancedRows:
+    def test_groups_come_equally_often(self):
+        groups = np.repeat([3, 7, 9], [50, 5, 20])
+        rows = balanced_rows(groups, seed=0, epoch=0)
+        assert len(rows) == 75
+        assert np.bincount(groups[rows])[[3, 7, 9]].tolist() == [25, 25, 25]
+
+    def test_all_rows_of_a_group_come_equally_often_over_time(self):
+        groups = np.repeat([0, 1], [9, 4])
+        drawn = np.concatenate([balanced_rows(groups, seed=1, epoch=epoch) for epoch in range(36)])
+        counts = np.bincount(drawn, minlength=13)
+        assert np.ptp(counts[:9]) <= 1
+        assert np.ptp(counts[9:]) <= 1
+
+    def test_epochs_and_seeds_differ_and_repeat(self):
+        groups = np.repeat([0, 1], [30, 10])
+        one = balanced_rows(groups, seed=0, epoch=0)
+        assert one.tolist() == balanced_rows(groups, seed=0, epoch=0).tolist()
+        assert one.tolist() != balanced_rows(groups, seed=0, epoch=1).tolist()
+        assert one.tolist() != balanced_rows(groups, seed=1, epoch=0).tolist()

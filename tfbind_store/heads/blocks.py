@@ -144,6 +144,11 @@ class Filip(nn.Module):
     def forward(self, dna: Float[Tensor, "g n q w"], tokens: Float[Tensor, "g p h k v"]) -> Float[Tensor, "g h n p"]:
         """Return one similarity per head; `q` is 1 where the bins do not know the pair, else the number of pairs."""
         bins = F.normalize(rearrange(self.from_dna(dna), "g n q (h v) -> g h n q v", h=self.heads).float(), dim=-1)
+        # the temperature makes small errors large: autocast may not touch the similarities
+        with torch.autocast(bins.device.type, enabled=False):
+            return self._pooled(bins, tokens)
+
+    def _pooled(self, bins: Float[Tensor, "g h n q v"], tokens: Float[Tensor, "g p h k v"]) -> Float[Tensor, "g h n p"]:
         bins = bins / self.temperature  # here, not on the much larger similarities
         nothing = torch.einsum("ghnqv,hv->ghnq", bins, F.normalize(self.null.float(), dim=-1))
         n_tokens = tokens.shape[3]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -18,7 +18,7 @@ from tfbind_store.arrays import ShardedArray, Verify
 from tfbind_store.batch import Batch
 from tfbind_store.errors import CheckpointError, MissingWindow, SelectionError
 from tfbind_store.query.labels import as_labels
-from tfbind_store.query.sampler import batches_of, epoch_order
+from tfbind_store.query.sampler import balanced_rows, batches_of, epoch_order
 from tfbind_store.query.selection import Selection
 from tfbind_store.residues import FactorProteins
 from tfbind_store.store import Store
@@ -26,6 +26,7 @@ from tfbind_store.store import Store
 ANNOUNCE_ABOVE = 0.25
 """Announce whole windows to the system ahead of reading if at least this share of their bins is wanted."""
 BATCHES_AHEAD = 2
+Balance = Literal["none", "factor", "biotype"]
 _log = logging.getLogger(__name__)
 
 
@@ -63,6 +64,9 @@ class Loader:
         False reads in file order: for validation.
     part, n_parts
         Which of several loaders over the same rows this is; together they see every row once.
+    balance
+        ``factor`` or ``biotype``: each comes equally often (``sampler.balanced_rows``); an epoch then leaves rows out
+        and repeats others.
     verify
         ``first-touch`` checks the hash of each window when it is first read; None does as the store does.
 
@@ -87,6 +91,7 @@ class Loader:
         shuffle: bool = True,
         part: int = 0,
         n_parts: int = 1,
+        balance: Balance = "none",
         verify: Verify | None = None,
     ) -> None:
         selection = Selection.open(store, selection) if isinstance(selection, str) else selection
@@ -95,7 +100,7 @@ class Loader:
             raise SelectionError(f"split {split} has no rows", where=f"selection {selection.name}")
         self.split, self.arrays = split, arrays
         self.batch_size, self.seed, self.block_windows = batch_size, seed, block_windows
-        self.shuffle, self.part, self.n_parts = shuffle, part, n_parts
+        self.shuffle, self.part, self.n_parts, self.balance = shuffle, part, n_parts, balance
         self.n_bins = selection.n_bins
         self.cursor = Cursor(0, 0)
         self._path, self._verify, self._window_bins = store.path, verify or store.verify, store.grid.n_bins
@@ -131,8 +136,17 @@ class Loader:
             yield batch
         self.cursor = Cursor(epoch + 1, 0)
 
-    def epoch(self, epoch: int, *, first_batch: int = 0) -> Iterator[tuple[int, Batch[np.ndarray]]]:
-        """Yield (number of the batch, batch) of one epoch, from batch `first_batch` on."""
+    def epoch(
+        self, epoch: int, *, first_batch: int = 0, share: tuple[int, int] = (0, 1)
+    ) -> Iterator[tuple[int, Batch[np.ndarray]]]:
+        """Yield (number of the batch, batch) of one epoch, from batch `first_batch` on.
+
+        Parameters
+        ----------
+        share
+            ``(i, n)`` reads row i, i + n, … of each batch: processes that make one step together. Where a batch has
+            fewer rows than processes, one of its rows comes again with weight 0.
+        """
         places = list(
             batches_of(
                 self.order(epoch),
@@ -147,10 +161,22 @@ class Loader:
             if announce and index % BATCHES_AHEAD == 0:
                 ahead = [rows for _, rows in places[index + BATCHES_AHEAD : index + 2 * BATCHES_AHEAD]]
                 self.dna.will_need(np.unique(self._window[np.concatenate(ahead)]) if ahead else ())
-            yield number, self.read(rows)
+            yield number, self._read_share(rows, *share)
+
+    def _read_share(self, rows: Int64[np.ndarray, " b"], part: int, n_parts: int) -> Batch[np.ndarray]:
+        own = rows[part::n_parts]
+        if len(own):
+            return self.read(own)
+        batch = self.read(rows[:1])
+        return batch._replace(weights=np.zeros_like(batch.weights))
 
     def order(self, epoch: int) -> Int64[np.ndarray, " rows"]:
         """Return the places of the rows in the order in which an epoch visits them."""
+        if self.balance != "none":
+            groups = self._factor if self.balance == "factor" else self._context
+            rows = balanced_rows(groups, seed=self.seed, epoch=epoch)
+            order = epoch_order(self._window[rows], block_windows=self.block_windows, seed=self.seed, epoch=epoch)
+            return np.asarray(rows[order])
         if not self.shuffle:
             return np.arange(self.n_rows, dtype=np.int64)
         return epoch_order(self._window, block_windows=self.block_windows, seed=self.seed, epoch=epoch)
@@ -226,6 +252,7 @@ class Loader:
             "seed": self.seed,
             "block_windows": self.block_windows,
             "shuffle": self.shuffle,
+            "balance": self.balance,
             "part": self.part,
             "n_parts": self.n_parts,
         }

@@ -48,6 +48,32 @@ def epoch_order(
     return np.lexsort((rows, row_draw, block)).astype(np.int64)
 
 
+def balanced_rows(groups: Integer[np.ndarray, " rows"], *, seed: int, epoch: int) -> Int64[np.ndarray, " rows"]:
+    """Return which rows an epoch visits if every group shall come equally often: as many as there are rows.
+
+    Rows of large groups are left out and those of small groups repeat. Each group goes through its own rows in turn,
+    from one epoch on to the next, so that over time all rows of a group come equally often.
+
+    Examples
+    --------
+    >>> rows = balanced_rows(np.array([0, 0, 0, 1]), seed=0, epoch=0)
+    >>> [int((rows < 3).sum()), int((rows == 3).sum())]
+    [2, 2]
+    """
+    rows = np.arange(len(groups), dtype=np.int64)
+    distinct, which = np.unique(groups, return_inverse=True)
+    order = np.lexsort((rows, draws.draw(seed, "balanced order", rows), which))
+    sizes = np.bincount(which, minlength=len(distinct))
+    ends = np.cumsum(sizes)
+    quotas = np.full(len(distinct), len(rows) // max(1, len(distinct)))
+    quotas[: len(rows) - int(quotas.sum())] += 1
+    taken = [
+        order[end - size + (epoch * quota + np.arange(quota)) % size]
+        for end, size, quota in zip(ends.tolist(), sizes.tolist(), quotas.tolist(), strict=True)
+    ]
+    return np.concatenate(taken) if taken else rows
+
+
 def batches_of(
     order: Int64[np.ndarray, " rows"], *, batch_size: int, first_batch: int = 0, part: int = 0, n_parts: int = 1
 ) -> Iterator[tuple[int, Int64[np.ndarray, " b"]]]:
