@@ -8,7 +8,7 @@ experiments of a batch gave a loss that is not finite.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from tfbind_store.query.loader import Loader
 from tfbind_store.store import Store
 
 AnyBatch = DenseBatch | Batch[Tensor]
-BatchT = TypeVar("BatchT", DenseBatch, Batch[Tensor])
 NAMED_AT_MOST = 8
 
 
@@ -78,13 +77,13 @@ class RowSource:
             epoch, first = epoch + 1, 0
 
 
-def pieces(batch: BatchT, n: int) -> list[BatchT]:
+def pieces(batch: AnyBatch, n: int) -> list[AnyBatch]:
     """Cut a batch into at most `n` pieces of about the same size, none of them empty."""
     size = len(batch.labels)
     return [_piece(batch, slice(part, None, n)) for part in range(min(n, max(size, 1)))] if n > 1 else [batch]
 
 
-def _piece(batch: BatchT, part: slice) -> BatchT:
+def _piece(batch: AnyBatch, part: slice) -> AnyBatch:
     if isinstance(batch, DenseBatch):
         return batch._replace(dna=batch.dna[part], labels=batch.labels[part], bins=batch.bins[part])
     return batch._replace(

@@ -82,7 +82,7 @@ def joined(device: torch.device) -> Iterator[Processes]:
 def own_device(device: torch.device) -> torch.device:
     """Return this process's own CUDA device where a launcher started one process for each."""
     local = os.environ.get("LOCAL_RANK")
-    if device.type != "cuda" or device.index is not None or local is None:
+    if str(device) != "cuda" or local is None:
         return device
     torch.cuda.set_device(int(local))
     return torch.device("cuda", int(local))
