@@ -32,7 +32,9 @@ LAYERS: list[list[set[str]]] = [
     [{"store", "identity", "residues", "sequences", "stock"}],
     [
         {"catalog", "columns", "migrations", "snapshots"},
-        {"arrays", "commit", "layouts", "mappings", "receipts", "shards"},
+        {
+            "arrays", "commit", "decoded", "int8", "layouts", "mappings", "on_reading", "receipts", "shards", "transforms",
+        },
     ],
     [{"genome"}, {"peaks"}, {"factors"}, {"contexts"}, {"fetch"}],
     [{"names"}],

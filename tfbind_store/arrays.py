@@ -9,7 +9,6 @@ commit in ``commit``. This is the only module that imports zarr.
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,7 @@ from jaxtyping import Int64, Shaped
 from tfbind_store import commit
 from tfbind_store.durable import REAL, FileSystem, make_directory, publish
 from tfbind_store.errors import DamagedShard, LocusError, MissingWindow, StoreExists
-from tfbind_store.layouts import ARRAY_FORMAT, ATTRIBUTE, ArrayLayout, read_layout
+from tfbind_store.layouts import ARRAY_FORMAT, ATTRIBUTE, FILL, ArrayLayout, read_layout
 from tfbind_store.mappings import ShardMaps
 from tfbind_store.receipts import Completeness, Receipt, WindowState, read_receipts
 from tfbind_store.shards import label_fits, open_shard
@@ -97,7 +96,7 @@ def _zarr_metadata(
         chunks=chunk,
         dtype=spec.dtype,
         compressors=None,
-        fill_value=math.nan,
+        fill_value=FILL[spec.dtype],
         chunk_key_encoding={"name": "default", "separator": "."},
         attributes={ATTRIBUTE: {"format": ARRAY_FORMAT, "fingerprint": spec.fingerprint, "spec": spec.to_json()}},
         zarr_format=3,
@@ -272,6 +271,10 @@ class ShardedArray:
         view: Shaped[np.ndarray, "..."] = mapped.rows[place]
         return view
 
+    def embedded(self, row: int) -> Shaped[np.ndarray, "..."]:
+        """Return one row as its embedder gave it: not yet what an array with a map on reading makes of it."""
+        return self.row(row)
+
     def rows(self, first: int, count: int) -> Shaped[np.ndarray, "count ..."]:
         """Return consecutive rows: a view where they lie in one shard, else a copy."""
         self._require_ok(np.arange(first, first + count, dtype=np.int64))
@@ -302,10 +305,11 @@ class ShardedArray:
             If a run of bins ends past its window; `gather_bins` goes on into the next one.
         """
         first_bin = np.asarray(bins, dtype=np.int64)
-        if first_bin.size and (first_bin.min() < 0 or first_bin.max() + n_bins > self._window_bins):
-            what = f"{n_bins} bins from bin {int(first_bin.max())} do not lie in a window of {self._window_bins}"
+        kept = self.shape[1] if len(self.shape) == 3 else 1
+        if first_bin.size and (first_bin.min() < 0 or first_bin.max() + n_bins > kept):
+            what = f"{n_bins} bins from bin {int(first_bin.max())} do not lie in a window of {kept}"
             raise LocusError(what, where=self.layout.name)
-        return self.gather_bins(np.asarray(windows, dtype=np.int64) * self._window_bins + first_bin, n_bins)
+        return self.gather_bins(np.asarray(windows, dtype=np.int64) * kept + first_bin, n_bins)
 
     def gather_bins(self, first_global_bin: Int64[np.ndarray, " k"], n_bins: int = 1) -> Shaped[np.ndarray, "k n dim"]:
         """Copy `n_bins` consecutive bins from each global bin on, across window edges where they cross.

@@ -175,7 +175,7 @@ def _merged(
     needs_copy = current is not None or len(data) != n_rows or any(s is not WindowState.ok for s in states)
     rows = np.ascontiguousarray(data)
     if needs_copy:
-        rows = np.full((n_rows, *layout.row_shape), np.nan, dtype=layout.dtype)
+        rows = np.full((n_rows, *layout.row_shape), layout.fill, dtype=layout.dtype)
         for place, state in enumerate(states):
             if state is WindowState.ok:
                 part = _rows_of(layout, data, place)

@@ -29,6 +29,7 @@ from tfbind_store.names import near_miss
 from tfbind_store.query.labels import Intervals, Truth, as_labels
 from tfbind_store.query.loader import Arrays, Balance
 from tfbind_store.residues import FactorProteins
+from tfbind_store.spec import PROJECTED
 from tfbind_store.store import Store
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ COPY_BINS = 65_536
 def choose_arrays(
     store: Store, *, windows: str | None = None, proteins: str | None = None, contexts: str | None = None
 ) -> Arrays:
-    """Return the arrays to read: those named, else the only one of each kind.
+    """Return the arrays to read: those named, else the only one of each kind that is not derived from another.
 
     Raises
     ------
@@ -53,8 +54,9 @@ def choose_arrays(
         folder = store.array_name_for(kind, "x").partition("/")[0]  # type: ignore[arg-type]
         known = [known for known in store.array_names() if known.startswith(f"{folder}/")]
         wanted = name if name is None or "/" in name else f"{folder}/{name}"
-        if wanted is None and len(known) == 1:
-            wanted = known[0]
+        own = known if len(known) == 1 or wanted else [one for one in known if not _is_projected(store, one)]
+        if wanted is None and len(own) == 1:
+            wanted = own[0]
         if wanted not in known:
             what = f"no array {name!r}" if name else f"{len(known)} arrays of {kind}: {', '.join(known) or 'none'}"
             close = near_miss(wanted or "", known)
@@ -63,6 +65,10 @@ def choose_arrays(
             raise StoreMissing(what, where=str(store.path), fix=fix)
         chosen[kind] = wanted
     return Arrays(**chosen)
+
+
+def _is_projected(store: Store, name: str) -> bool:
+    return store.array(name, on_damage="exclude").spec.embedder == PROJECTED
 
 
 def to_torch(batch: Batch[np.ndarray], device: torch.device) -> Batch[Tensor]:

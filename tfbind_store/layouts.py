@@ -20,12 +20,15 @@ import numpy as np
 
 from tfbind_store.durable import read_regular
 from tfbind_store.errors import DamagedShard, FormatVersionError, StoreMissing
+from tfbind_store.on_reading import Reading
 from tfbind_store.spec import EmbeddingSpec
 
 ARRAY_FORMAT = 1
 ATTRIBUTE = "tfbind_store"
 LABEL = struct.Struct("<8sQ32s16s")
 """Between a shard's body and its index: magic, shard id, fingerprint, hash of the windows' hashes."""
+FILL: Mapping[str, float] = {"float16": math.nan, "float32": math.nan, "int8": -128}
+"""What stands in rows that nobody embedded, by stored dtype."""
 MAX_WINDOWS = 40_000_000
 MAX_METADATA_BYTES = 1024 * 1024
 
@@ -53,6 +56,11 @@ class ArrayLayout:
     def dtype(self) -> np.dtype[Any]:
         """Stored dtype, little-endian."""
         return np.dtype(self.spec.dtype).newbyteorder("<")
+
+    @property
+    def fill(self) -> float:
+        """What stands in rows that nobody embedded."""
+        return FILL[self.spec.dtype]
 
     @cached_property
     def row_shape(self) -> tuple[int, ...]:
@@ -179,7 +187,7 @@ def _require_ours(
     little = {"name": "bytes", "configuration": {"endian": "little"}}
     sharding = {
         "chunk_shape": list(chunk),
-        "codecs": [little],
+        "codecs": [{"name": "bytes"} if spec.dtype == "int8" else little],  # a byte has no order
         "index_codecs": [little, {"name": "crc32c"}],
         "index_location": "end",
     }
@@ -189,7 +197,7 @@ def _require_ours(
         "data_type": spec.dtype,
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(shard)}},
         "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-        "fill_value": "NaN",
+        "fill_value": "NaN" if spec.dtype != "int8" else FILL["int8"],
         "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
     }
     for key, value in expected.items():
@@ -197,7 +205,8 @@ def _require_ours(
             raise ValueError(f"{key} is {str(metadata.get(key))[:200]}, expected {value}")
     if attributes["fingerprint"] != spec.fingerprint:
         raise ValueError("the fingerprint does not fit the spec")
-    if shape[-1] != spec.dim or spec.dtype not in ("float16", "float32"):
+    is_coded = Reading.of(spec.identity).dtype == "int8"
+    if shape[-1] != spec.dim or spec.dtype not in (("int8",) if is_coded else ("float16", "float32")):
         raise ValueError(f"shape {shape} of {spec.dtype} does not fit the spec's dim {spec.dim}")
     if shard[1:] != shape[1:] or chunk[1:] != shape[1:] or shard[0] % chunk[0]:
         raise ValueError(f"shards {shard} and chunks {chunk} do not hold whole rows of {shape}")

@@ -170,7 +170,7 @@ def _good_windows(layout: ArrayLayout, receipt: Receipt) -> dict[int, bytes]:
 
 def _publish_again(layout: ArrayLayout, receipt: Receipt, kept: dict[int, bytes], fs: FileSystem) -> None:
     shape = (layout.windows_in(receipt.shard_id) * layout.window_rows, *layout.row_shape)
-    data: Shaped[np.ndarray, "rows ..."] = np.full(shape, np.nan, dtype=layout.dtype)
+    data: Shaped[np.ndarray, "rows ..."] = np.full(shape, layout.fill, dtype=layout.dtype)
     lost = WindowState.not_asked
     states: list[WindowState] = [lost if state is WindowState.ok else state for state in receipt.states]
     for place, content in kept.items():

@@ -58,11 +58,18 @@ def largest_magnitude(values: Shaped[np.ndarray, "..."]) -> float | None:
 
     Works on the bits: numpy has no fast arithmetic on float16, but the magnitudes of floats sort as integers do.
     """
+    if values.dtype == np.int8:  # every byte is a level, a part of a scale, or nothing
+        return float(np.abs(values.astype(np.int16)).max(initial=0))
     integer, limit = _BITS[values.dtype.name]
     bits = values.view(integer)
     sign = integer(1 << (bits.dtype.itemsize * 8 - 1))
     largest = int((bits & ~sign).max()) if bits.size else 0
     return float(np.array(largest, dtype=integer).view(values.dtype)) if largest < limit else None
+
+
+def holds_nothing(layout: ArrayLayout, values: Shaped[np.ndarray, "..."]) -> bool:
+    """Return whether a window's bytes are those of one that nobody embedded."""
+    return bool((values == layout.fill).all() if values.dtype == np.int8 else np.isnan(values).all())
 
 
 def _damaged(what: str, layout: ArrayLayout, shard_id: int) -> DamagedShard:

@@ -18,6 +18,8 @@ from tfbind_store.errors import SpecError
 Json = Any
 ArrayKind = Literal["windows", "proteins", "contexts"]
 SHORT_ID_LENGTH = 12
+PROJECTED = "project"
+"""What a spec names as the embedder of an array that was derived from another one."""
 
 
 def canonical_json(value: Json) -> str:

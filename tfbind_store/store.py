@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -26,6 +26,7 @@ from jaxtyping import Float32, Int64
 from tfbind_store import stock
 from tfbind_store.arrays import OnDamage, ShardedArray, Verify, create_array
 from tfbind_store.catalog import Catalog
+from tfbind_store.decoded import open_array
 from tfbind_store.durable import make_directory, publish, typed_errors
 from tfbind_store.errors import CatalogError, SpecError, StoreBusy, StoreError, StoreExists, TfbindError
 from tfbind_store.genome import Genome, write_genome
@@ -33,6 +34,7 @@ from tfbind_store.identity import FILE_NAME, StoreMeta, meta_bytes, new_meta, re
 from tfbind_store.layouts import read_layout
 from tfbind_store.loci import Grid, Tiling
 from tfbind_store.names import path_safe_name
+from tfbind_store.on_reading import stored_bins
 from tfbind_store.receipts import Completeness
 from tfbind_store.residues import FactorBatch, FactorProteins
 from tfbind_store.sequences import FactorSequences
@@ -323,11 +325,14 @@ class Store:
         path = self.array_path(name)
         layout = read_layout(path, self.path / "receipts", name=name)
         self._require_own(layout.spec, name)
-        if layout.spec.kind == "windows" and layout.shape[:2] != (self.tiling.n_windows, self.grid.n_bins):
-            what = f"shape {layout.shape}, the store has {self.tiling.n_windows} windows of {self.grid.n_bins} bins"
-            raise SpecError(what, where=name)
+        if layout.spec.kind == "windows":
+            wanted = (self.tiling.n_windows, stored_bins(layout.spec.identity, self.grid.n_bins))
+            if layout.shape[:2] != wanted:
+                what = f"shape {layout.shape}, the store has {wanted[0]} windows of {wanted[1]} rows"
+                raise SpecError(what, where=name)
         receipts_dir = self.receipts_dir(name, layout.fingerprint)
-        return ShardedArray.open(path, receipts_dir, name=name, verify=verify or self.verify, on_damage=on_damage)
+        how: dict[str, Any] = {"name": name, "verify": verify or self.verify, "on_damage": on_damage}
+        return open_array(path, receipts_dir, layout.spec.identity, store_path=self.path, **how)
 
     def _require_own(self, spec: EmbeddingSpec, name: str) -> None:
         if FOLDERS[spec.kind] != name.partition("/")[0]:

@@ -24,7 +24,7 @@ from tfbind_store.arrays import ShardedArray
 from tfbind_store.errors import DamagedShard, TfbindError
 from tfbind_store.layouts import ArrayLayout
 from tfbind_store.receipts import Receipt, WindowState, receipt_path
-from tfbind_store.shards import label_fits, largest_magnitude, open_shard, read_window, window_hash
+from tfbind_store.shards import holds_nothing, label_fits, largest_magnitude, open_shard, read_window, window_hash
 from tfbind_store.store import Store
 
 _LETTERS = np.frombuffer(b"ACGTN", dtype=np.uint8)
@@ -212,7 +212,7 @@ def _byte_problems(layout: ArrayLayout, receipt: Receipt, descriptor: int, *, is
         values = np.frombuffer(data, dtype=layout.dtype)
         what = ""
         if state is not WindowState.ok:
-            what = "" if is_newer or np.isnan(values).all() else f"window {first + place} is {state} but holds numbers"
+            what = "" if is_newer or holds_nothing(layout, values) else f"window {first + place} is {state} but holds numbers"
         elif window_hash(data) != digest:
             what = f"window {first + place} does not hash to what its receipt says"
         elif (magnitude := largest_magnitude(values)) is None:

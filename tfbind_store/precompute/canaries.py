@@ -15,9 +15,11 @@ import numpy as np
 from tfbind_store.arrays import ShardedArray
 from tfbind_store.errors import TfbindError
 from tfbind_store.precompute.embedder import WindowEmbedder
+from tfbind_store.precompute.project import projector_of
 from tfbind_store.precompute.remaking import remake, require_remade
 from tfbind_store.precompute.shard_work import CANARY_COSINE, WindowJob, cosine_of
 from tfbind_store.receipts import WindowState
+from tfbind_store.spec import PROJECTED
 from tfbind_store.store import Store
 from tfbind_store.verify import Kind, Problem
 
@@ -69,7 +71,10 @@ def check_canaries(
         model = given.get(name) or given.get(name.partition("/")[0]) or Model()
         try:
             array = store.array(name, on_damage="exclude")
-            embedder = remake(array.spec, checkpoint=model.checkpoint, settings=model.settings)
+            if array.spec.embedder == PROJECTED:
+                embedder: Any = projector_of(store, array.spec)
+            else:
+                embedder = remake(array.spec, checkpoint=model.checkpoint, settings=model.settings)
             if embedder is None:
                 notes.append(f"{name}: canaries need the model, give it with --checkpoint {name}=PLACE")
                 continue
@@ -116,7 +121,7 @@ def _compare(store: Store, array: ShardedArray, embedder: WindowEmbedder, window
     problems = []
     for window, now in job.embed(windows):
         try:
-            cosine = cosine_of(array.row(window).astype(np.float32), now)
+            cosine = cosine_of(array.embedded(window).astype(np.float32), now)
         except TfbindError:
             continue  # its bytes are damaged: the deep check names it
         if not cosine >= CANARY_COSINE:

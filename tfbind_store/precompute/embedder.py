@@ -195,8 +195,10 @@ def make_window_embedder(name: str, options: Mapping[str, Any] | None = None) ->
     WeightsError
         If its weights are not on this machine.
     """
-    embedder: WindowEmbedder = _make("windows", name, options)
-    return embedder
+    from tfbind_store.precompute.window_options import split_options, with_options
+
+    own, common = split_options(name, options or {})
+    return with_options(_make("windows", name, own), common)
 
 
 def make_sequence_embedder(name: str, options: Mapping[str, Any] | None = None) -> SequenceEmbedder:

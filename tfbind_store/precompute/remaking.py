@@ -16,6 +16,7 @@ from tfbind_store.precompute.embedder import (
     make_text_embedder,
     make_window_embedder,
 )
+from tfbind_store.precompute.window_options import options_in
 from tfbind_store.spec import EmbeddingSpec
 from tfbind_store.store import Store
 
@@ -97,7 +98,7 @@ def options_of(spec: EmbeddingSpec) -> dict[str, Any]:
         options |= {"dim": spec.dim, "shortest": identity["ngrams"][0], "longest": identity["ngrams"][1]}
     elif spec.embedder == "imported":
         options["dim"] = spec.dim
-    return options
+    return options | (options_in(identity) if spec.kind == "windows" else {})
 
 
 def _length_options(policy: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from tfbind_store.arrays import ShardedArray, WindowState
 from tfbind_store.errors import ConfigError, LocusError
 from tfbind_store.loci import Locus
 from tfbind_store.names import path_safe_name
+from tfbind_store.on_reading import stored_bins
 from tfbind_store.precompute.embedder import WindowEmbedder
 from tfbind_store.precompute.engines import Engine, SerialEngine
 from tfbind_store.precompute.outcome import EmbedReport, Failure
@@ -28,6 +29,7 @@ from tfbind_store.precompute.stopping import stop_requests
 from tfbind_store.precompute.upkeep import index, require_space
 from tfbind_store.spec import EmbeddingSpec
 from tfbind_store.store import Store
+from tfbind_store.transforms import write_transform
 
 __all__ = [
     "CANARY_COSINE",
@@ -65,7 +67,7 @@ def plan_windows(
     array_name = store.array_name_for("windows", path_safe_name(name))
     spec = embedder.spec(store.meta.genome, store.grid)
     array = _existing(store, array_name, spec)
-    window_bytes = store.grid.n_bins * spec.dim * np.dtype(spec.dtype).itemsize
+    window_bytes = stored_bins(spec.identity, store.grid.n_bins) * spec.dim * np.dtype(spec.dtype).itemsize
     return make_plan(
         array.receipts() if array else {},
         n_windows=store.tiling.n_windows,
@@ -83,6 +85,7 @@ def embed_windows(
     *,
     name: str = "windows",
     loci: Iterable[Locus] | None = None,
+    windows: Int64[np.ndarray, " n"] | None = None,
     retry_failed: bool = False,
     progress: bool = False,
     engine: Engine | None = None,
@@ -99,6 +102,8 @@ def embed_windows(
         Label of the array; another embedder needs another label.
     loci
         Only windows whose kept bins touch these; None for the whole genome.
+    windows
+        Only these windows, instead of `loci`.
     retry_failed
         Try windows again that failed in an earlier run.
     progress
@@ -124,14 +129,16 @@ def embed_windows(
         On SIGTERM or Ctrl-C, after what was computed has been published.
     """
     started = time.monotonic()
-    asked = None if loci is None else windows_of(store, loci)
+    asked = windows if loci is None else windows_of(store, loci)
     plan = plan_windows(store, embedder, name=name, asked=asked, retry_failed=retry_failed)
     array_name = store.array_name_for("windows", name)
     require_space(store, plan.need_bytes, what=array_name)
     n_waiting = shards_in_memory(plan, max_memory_bytes)
     if plan.shards:
         spec = embedder.spec(store.meta.genome, store.grid)
-        shape = (store.tiling.n_windows, store.grid.n_bins, spec.dim)
+        shape = (store.tiling.n_windows, stored_bins(spec.identity, store.grid.n_bins), spec.dim)
+        for content in getattr(embedder, "transforms", ()):
+            write_transform(store.path, content)
         array = store.create_array(array_name, spec, shape, WINDOWS_PER_SHARD)
         job = WindowJob(store, embedder, array.layout)
         if plan.n_compute:

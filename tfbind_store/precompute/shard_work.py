@@ -129,7 +129,7 @@ def _compute_shard(
     first = work.shard_id * layout.windows_per_shard
     states = [WindowState.not_asked] * layout.windows_in(work.shard_id)
     reasons: dict[int, str] = {}
-    data = np.full((layout.rows_in(work.shard_id), *layout.row_shape), np.nan, dtype=layout.dtype)
+    data = np.full((layout.rows_in(work.shard_id), *layout.row_shape), layout.fill, dtype=layout.dtype)
     for window in work.all_n:
         states[window - first] = WindowState.all_n
     n_computed = 0
@@ -165,7 +165,7 @@ def require_same_numbers(job: WindowJob, array: ShardedArray) -> None:
         return
     window = int(ok[0])
     _, now = next(iter(job.embed([window])))
-    cosine = cosine_of(array.row(window).astype(np.float32), now)
+    cosine = cosine_of(array.embedded(window).astype(np.float32), now)
     if not cosine >= CANARY_COSINE:
         raise SpecError(
             f"window {window} is stored with other numbers than this embedder gives (cosine {cosine:.6f})",

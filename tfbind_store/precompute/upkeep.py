@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float32, Shaped
 
+from tfbind_store import int8
 from tfbind_store.durable import free_bytes
 from tfbind_store.errors import NoSpace
 from tfbind_store.store import Store
@@ -41,10 +42,10 @@ def to_stored(values: Float32[np.ndarray, "..."], dtype: np.dtype[np.generic]) -
         n_bad = int((~np.isfinite(values)).sum())
         return values, f"{n_bad} of {values.size} numbers are not finite"
     with np.errstate(over="ignore"):
-        stored = values.astype(dtype)
+        stored = values.astype(np.float16 if dtype == np.int8 else dtype)  # levels are read as float16
     if not np.isfinite(stored).all():
-        return values, f"largest value {np.abs(values).max():g} does not fit {dtype.name}"
-    return stored, ""
+        return values, f"largest value {np.abs(values).max():g} does not fit {stored.dtype.name}"
+    return (int8.encode(values) if dtype == np.int8 else stored), ""
 
 
 def index(store: Store, array_name: str) -> None:

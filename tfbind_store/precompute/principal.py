@@ -1,0 +1,124 @@
+"""Find the axes of the largest variance of a stored array, from bins drawn with a seed.
+
+Sums are gathered window by window, so that memory holds one window and one square of channels, however large the
+sample. They are taken about the first window's mean and in float64: the variance of a channel that is large and nearly
+constant does not drown in rounding. The same bins in the same order give the same axes on one machine; another BLAS may
+differ in the last digits, which is why axes are stored and never fitted again for an array that is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int64
+
+from tfbind_store.arrays import ShardedArray
+from tfbind_store.errors import ConfigError
+from tfbind_store.transforms import Pca
+
+MAX_CHECKED = 16
+"""Windows kept from the fit, to measure on."""
+
+
+class Fit(NamedTuple):
+    """Axes, and what they were found on."""
+
+    axes: Pca
+    n_bins: int
+
+
+def split_windows(windows: Int64[np.ndarray, " n"], *, seed: int) -> tuple[Int64[np.ndarray, " a"], Int64[np.ndarray, " b"]]:
+    """Return the windows to fit on and those to measure on: a fifth, 16 at most; a single window is both."""
+    n_checked = min(MAX_CHECKED, len(windows) // 5)
+    if len(windows) == 1:
+        return windows, windows
+    order = np.random.default_rng([seed, 0]).permutation(windows)
+    n_checked = max(1, n_checked)
+    return np.sort(order[n_checked:]), np.sort(order[:n_checked])
+
+
+def fit_axes(source: ShardedArray, windows: Int64[np.ndarray, " n"], dim: int, *, n_bins: int, seed: int) -> Fit:
+    """Return the `dim` axes of the largest variance.
+
+    Parameters
+    ----------
+    source
+        The array.
+    windows
+        Windows to draw from; all are there.
+    dim
+        Axes wanted.
+    n_bins
+        Bins to draw, at most; spread evenly over the windows, or over as many windows as there are bins.
+    seed
+        Decides which.
+
+    Raises
+    ------
+    ConfigError
+        If fewer bins than axes can be drawn.
+    """
+    rng = np.random.default_rng([seed, 1])
+    per_window = source.shape[1]
+    n_drawn = min(n_bins, per_window * len(windows))
+    if n_drawn <= dim:
+        what = f"{n_drawn:,} bins cannot give {dim} axes"
+        raise ConfigError(what, where="project", fix="draw more bins, embed more windows, or keep fewer axes")
+    if n_drawn < len(windows):
+        windows = np.sort(rng.choice(windows, n_drawn, replace=False))
+    counts = np.full(len(windows), n_drawn // len(windows))
+    counts[rng.permutation(len(windows))[: n_drawn % len(windows)]] += 1
+    sums = _Sums(source.shape[-1])
+    for window, count in zip(windows.tolist(), counts.tolist(), strict=True):
+        bins = np.sort(rng.choice(per_window, count, replace=False))
+        sums.add(source.gather(np.full(count, window), bins)[:, 0].astype(np.float64))
+    return Fit(_largest(sums, dim), n_drawn)
+
+
+class _Sums:
+    """What a covariance needs of rows that come in parts."""
+
+    def __init__(self, channels: int) -> None:
+        self.n = 0
+        self.origin: Float64[np.ndarray, " c"] | None = None
+        self.first = np.zeros(channels)
+        self.second = np.zeros((channels, channels))
+
+    def add(self, rows: Float64[np.ndarray, "n c"]) -> None:
+        """Count rows."""
+        if self.origin is None:
+            self.origin = rows.mean(axis=0)
+        rows = rows - self.origin
+        self.n += len(rows)
+        self.first += rows.sum(axis=0)
+        self.second += rows.T @ rows
+
+
+def _largest(sums: _Sums, dim: int) -> Pca:
+    assert sums.origin is not None, "no rows were drawn"
+    mean = sums.first / sums.n
+    covariance = sums.second / sums.n - np.outer(mean, mean)
+    values, vectors = np.linalg.eigh(covariance)
+    axes = vectors[:, ::-1][:, :dim].T
+    largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
+    axes = axes * np.where(largest < 0, -1.0, 1.0)  # an axis has no direction of its own: its largest part is positive
+    kept, total = np.maximum(values[::-1][:dim], 0), np.maximum(values, 0).sum()
+    share = kept / total if total > 0 else np.zeros(dim)
+    return Pca(*(part.astype(np.float32) for part in (sums.origin + mean, axes, share)))
+
+
+def reconstruction_rms(pairs: Iterable[tuple[Float32[np.ndarray, "n c"], Float32[np.ndarray, "n c"]]]) -> float:
+    """Return the root mean square of what the second of each pair lacks, as a share of the first's own.
+
+    Examples
+    --------
+    >>> reconstruction_rms([(np.array([[3.0, 4.0]]), np.array([[3.0, 1.0]]))])
+    0.6
+    """
+    lost = total = 0.0
+    for values, kept in pairs:
+        lost += float(np.square(values.astype(np.float64) - kept).sum())
+        total += float(np.square(values.astype(np.float64)).sum())
+    return float(np.sqrt(lost / total)) if total else 0.0
