@@ -33,7 +33,16 @@ LAYERS: list[list[set[str]]] = [
     [
         {"catalog", "columns", "migrations", "snapshots"},
         {
-            "arrays", "commit", "decoded", "int8", "layouts", "mappings", "on_reading", "receipts", "shards", "transforms",
+            "arrays",
+            "commit",
+            "decoded",
+            "int8",
+            "layouts",
+            "mappings",
+            "on_reading",
+            "receipts",
+            "shards",
+            "transforms",
         },
     ],
     [{"genome"}, {"peaks"}, {"factors"}, {"contexts"}, {"fetch"}],

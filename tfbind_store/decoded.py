@@ -1,8 +1,8 @@
 """Arrays whose rows are not stored as they are read: one byte a number, or half the trunk's channels.
 
-A spec says under ``on_reading`` of its identity what happens: ``int8`` gives levels their scales back, ``pointwise`` puts
-the trunk's frozen last layer over its transformer's output. Whoever reads such an array gets float16 of the read width,
-from the same methods as of any other; receipts, hashes and shards are about the stored bytes.
+A spec says under ``on_reading`` of its identity what happens: ``int8`` gives levels their scales back, ``pointwise``
+puts the trunk's frozen last layer over its transformer's output. Whoever reads such an array gets float16 of the read
+width, from the same methods as of any other; receipts, hashes and shards are about the stored bytes.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ def collect_garbage(
         try:
             locks.enter_context(store.locked())
             found += store.snapshots.leftovers()
-            found += list(_temporaries([store.path, store.path / "catalog", *store.snapshots.folders()]))
+            own = [store.path, store.path / "catalog", store.path / "transforms"]
+            found += list(_temporaries([*own, *store.snapshots.folders()]))
         except TfbindError as error:
             kept.append(f"catalog: {error.what}")
         for name in store.array_names():

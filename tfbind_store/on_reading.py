@@ -66,7 +66,7 @@ class Reading:
             fits = False
         if not fits or not 0 <= reading.pointwise_dim <= MAX_DIM:
             fix = "use the tfbind_store version that wrote it"
-            raise SpecError(f"this version cannot read an array with on_reading {str(said)[:120]}", where=FIELD, fix=fix)
+            raise SpecError(f"this version cannot read an array by {str(said)[:120]}", where=FIELD, fix=fix)
         return reading
 
 

@@ -1,8 +1,9 @@
 """Frozen maps that belong to arrays: what is applied as rows are read, or was applied before they were written.
 
-A map lies in ``transforms/<sha256>.safetensors`` of its store, named by the sha256 of its bytes, which is part of the
-array's spec: another file is another array, and a damaged one is refused. Two kinds: ``pointwise``, the last layer of an
-Enformer trunk, so that half as many numbers can be stored; ``pca``, the axes onto which another array was projected.
+A map lies in ``transforms/<sha256>.safetensors`` of its store, named by the sha256 of its bytes, which is part of
+the array's spec: another file is another array, and a damaged one is refused. Two kinds: ``pointwise``, the last layer
+of an Enformer trunk, so that half as many numbers can be stored; ``pca``, the axes onto which another array was
+projected.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float16, Float32, Shaped
@@ -20,6 +22,7 @@ from safetensors.numpy import load, save
 
 from tfbind_store.durable import REAL, FileSystem, make_directory, publish, read_regular
 from tfbind_store.errors import DamagedShard, SpecError, StoreMissing
+from tfbind_store.on_reading import Reading
 
 FOLDER = "transforms"
 GELU_SLOPE = 1.702  # enformer-pytorch's GELU class: x * sigmoid(1.702 x)
@@ -61,7 +64,7 @@ def transform_path(store_path: Path, sha256: str) -> Path:
     SpecError
         If `sha256` is none: it comes from a file, and must not name another place.
     """
-    if not isinstance(sha256, str) or not _SHA256.match(sha256):
+    if not _SHA256.match(str(sha256)):
         raise SpecError(f"{str(sha256)[:80]!r} is no sha256 of a transform", where=str(store_path / FOLDER))
     return store_path / FOLDER / f"{sha256}.safetensors"
 
@@ -93,6 +96,13 @@ def read_transform(store_path: Path, sha256: str) -> dict[str, Float32[np.ndarra
     return {name: np.asarray(value, dtype=np.float32) for name, value in tensors.items()}
 
 
+def transforms_of(identity: Mapping[str, Any]) -> list[str]:
+    """Return the sha256 of every map that a spec's identity names."""
+    projection = identity.get("projection")
+    axes = projection.get("axes_sha256") if isinstance(projection, Mapping) else None
+    return [sha256 for sha256 in (Reading.of(identity).pointwise_sha256, axes) if sha256]
+
+
 def _require_shapes(tensors: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[int, ...]], kind: str) -> None:
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if found != dict(wanted) or not all(np.isfinite(tensor).all() for tensor in tensors.values()):
@@ -111,7 +121,8 @@ class Pointwise:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, np.ndarray], *, stored_dim: int, dim: int) -> Pointwise:
         """Return the layer of a file, refusing one that does not fit its array."""
-        wanted = {"bias": (dim,), "norm_offset": (stored_dim,), "norm_scale": (stored_dim,), "weight": (dim, stored_dim)}
+        norm = (stored_dim,)
+        wanted = {"bias": (dim,), "norm_offset": norm, "norm_scale": norm, "weight": (dim, stored_dim)}
         _require_shapes(tensors, wanted, "pointwise layer")
         return cls(**tensors)
 
@@ -134,7 +145,8 @@ def gelu(x: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
     gate = np.multiply(x, np.float32(-GELU_SLOPE))
     np.exp(gate, out=gate)
     gate += 1
-    return np.divide(x, gate, out=x)
+    x /= gate
+    return x
 
 
 @dataclass(frozen=True)

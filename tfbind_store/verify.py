@@ -26,6 +26,7 @@ from tfbind_store.layouts import ArrayLayout
 from tfbind_store.receipts import Receipt, WindowState, receipt_path
 from tfbind_store.shards import holds_nothing, label_fits, largest_magnitude, open_shard, read_window, window_hash
 from tfbind_store.store import Store
+from tfbind_store.transforms import read_transform, transforms_of
 
 _LETTERS = np.frombuffer(b"ACGTN", dtype=np.uint8)
 Progress = Callable[[int], object]
@@ -46,6 +47,8 @@ class Kind(StrEnum):
     """A shard newer than its receipt: a writer is at work, or died between the two."""
     window = "window"
     """One window's bytes or numbers."""
+    transform = "transform"
+    """A map that an array is read with, or was made with."""
     canary = "canary"
     """A window that its model does not give."""
     catalog = "catalog"
@@ -105,6 +108,8 @@ class VerifyReport:
 def _fix(kinds: set[Kind], store: Path) -> str:
     if kinds == {Kind.genome}:
         return "put the file back from a copy of the store"
+    if kinds == {Kind.transform}:
+        return "put the file back from a copy, or run the command that made the array again"
     if kinds == {Kind.catalog}:
         return f"tfbind rebuild-catalog {store}"
     return f"tfbind repair {store}, then embed again"
@@ -130,7 +135,7 @@ def verify_store(store: Store, *, deep: bool = False, on_bytes: Progress | None 
     names = [name for name in store.array_names() if name not in unreadable]
     for name in names:
         array = store.array(name, on_damage="exclude")
-        problems += damaged_shards(array)
+        problems += [*damaged_shards(array), *_transform_problems(store, array)]
         for shard_id, receipt in sorted(array.receipts().items()):
             problems += verify_shard(array.layout, receipt, deep=deep)
             n_shards += 1
@@ -160,6 +165,15 @@ def _strangers(store: Store, names: list[str]) -> Iterator[str]:
         for folder in sorted((store.path / "receipts" / name).glob("*")):
             if folder.name != short and any(folder.glob("*.json")):
                 yield f"{name} is {short}; the receipts in {folder.name} are of another array and are not read"
+
+
+def _transform_problems(store: Store, array: ShardedArray) -> Iterator[Problem]:
+    """Yield the maps of an array that are not there, or not what its spec names."""
+    for sha256 in transforms_of(array.spec.identity):
+        try:
+            read_transform(store.path, sha256)
+        except TfbindError as error:
+            yield Problem(Kind.transform, error.what, error.where, array.layout.name)
 
 
 def damaged_shards(array: ShardedArray) -> Iterator[Problem]:
@@ -212,7 +226,8 @@ def _byte_problems(layout: ArrayLayout, receipt: Receipt, descriptor: int, *, is
         values = np.frombuffer(data, dtype=layout.dtype)
         what = ""
         if state is not WindowState.ok:
-            what = "" if is_newer or holds_nothing(layout, values) else f"window {first + place} is {state} but holds numbers"
+            is_empty = is_newer or holds_nothing(layout, values)
+            what = "" if is_empty else f"window {first + place} is {state} but holds numbers"
         elif window_hash(data) != digest:
             what = f"window {first + place} does not hash to what its receipt says"
         elif (magnitude := largest_magnitude(values)) is None:

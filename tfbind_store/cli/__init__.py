@@ -5,7 +5,18 @@ from __future__ import annotations
 import click
 
 from tfbind_store import __version__
-from tfbind_store.cli import doctor, embedding, fetching, importing, keeping, learning, running, selecting, stores
+from tfbind_store.cli import (
+    doctor,
+    embedding,
+    fetching,
+    importing,
+    keeping,
+    learning,
+    projecting,
+    running,
+    selecting,
+    stores,
+)
 from tfbind_store.cli.frame import MainGroup
 
 
@@ -32,6 +43,7 @@ for command in (
     learning.pretrain,
     embedding.plan,
     embedding.embed,
+    projecting.project,
     keeping.verify,
     keeping.repair,
     keeping.gc,

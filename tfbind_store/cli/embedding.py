@@ -39,7 +39,7 @@ def embedder_options(function: Kept) -> Kept:
             click.option("--allow-download", is_flag=True, help="Ask the hub for weights that are not here."),
             click.option("--device", metavar="NAME", help="cpu, cuda, cuda:1; default a GPU if there is one."),
             click.option("--name", metavar="LABEL", help="The array's name; another embedder needs another."),
-            click.option("--loci", metavar="SET", help="Only windows that touch this set of imported loci."),
+            click.option("--loci", metavar="SET", help="Only windows that touch a set of imported loci, or a BED."),
             click.option("--chroms", metavar="LIST", help="Only windows of these chromosomes."),
             click.option("--retry-failed", is_flag=True, help="Try windows again that failed before."),
         ]
@@ -188,6 +188,8 @@ def _report_lines(report: EmbedReport) -> list[str]:
         lines.append(f"  {report.n_all_n:,} hold only N: nothing to embed")
     if report.n_truncated:
         lines.append(f"  {report.n_truncated:,} were longer than the model reads: their end was left out")
+    if report.precision_rms is not None:
+        lines.append(f"  {report.precision_rms:.2%} off float32 (rms, on windows embedded in both)")
     lines += [f"  failed: {failure.name}: {failure.reason}" for failure in report.failures[:SHOWN_FAILURES]]
     if rest := report.failures[SHOWN_FAILURES:]:
         lines.append(f"  and {len(rest):,} more: {', '.join(failure.name for failure in rest)}")
@@ -290,9 +292,14 @@ def _loci(store: Store, set_name: str | None, chroms: str | None) -> Sequence[Lo
     if set_name:
         with store.reader() as catalog:
             rows = catalog.rows('SELECT chrom, start, "end" FROM loci WHERE set_name = ?', [set_name])
-        if not rows:
-            raise LocusError(f"no set of loci is called {set_name!r}", where=str(store.path), fix="tfbind import loci")
-        found += [Locus(*row) for row in rows]
+        if rows:
+            return [*found, *(Locus(*row) for row in rows)]
+        if not Path(set_name).is_file():
+            fix = "tfbind import loci, or name a BED file"
+            raise LocusError(f"no set of loci and no file is called {set_name!r}", where=str(store.path), fix=fix)
+        from tfbind_store.ingest.loci import read_loci
+
+        found += read_loci(store, Path(set_name))
     return found or None
 
 

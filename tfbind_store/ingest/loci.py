@@ -12,10 +12,12 @@ from tfbind_store.ingest.calls import recorded
 from tfbind_store.ingest.naming import plain_name
 from tfbind_store.ingest.rows import place_rows
 from tfbind_store.ingest.sources import FileIdentity, ImportReport, add_source, check_drop, check_strict, earlier_import
-from tfbind_store.peaks import PeakFormat, clean_copy
+from tfbind_store.loci import Locus
+from tfbind_store.peaks import PeakFormat, clean_copy, first_bad_line, source_line
 from tfbind_store.store import Store
 
 SPLITS = ("train", "valid", "test")
+_IMPORT = "mend the file, or import it with --drop and name the set: tfbind import loci"
 
 
 @recorded
@@ -84,6 +86,30 @@ def import_loci(
     own = "CASE WHEN c5 IN ('train', 'valid', 'test') THEN c5 WHEN name IN ('train', 'valid', 'test') THEN name END"
     columns = {"set_name": "?", "name": "name", "split": f"coalesce(?, {own})"}
     return _import(store, "loci", Path(path), "data.loci", columns, [name, split], drop, strict)
+
+
+def read_loci(store: Store, path: Path) -> list[Locus]:
+    """Return the loci of a BED file, every row of it, without importing them.
+
+    Raises
+    ------
+    PeakFileError
+        If a row is no locus of the store's genome: the first such line, and how many there are.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        clean = clean_copy(path, Path(folder) / "copy.bed", format=PeakFormat.BED)
+        if bad := first_bad_line(path, PeakFormat.BED):
+            raise PeakFileError(bad.reason, where=f"{path}:{bad.number}", fix=_IMPORT)
+        rows = [line.split("\t", 3)[:3] for line in clean.copy.read_text(encoding="utf-8").splitlines()]
+    if not rows:
+        raise PeakFileError("the file has no loci", where=str(path), fix="give a file with at least one row")
+    aliases, lengths = store.meta.aliases, store.genome.lengths_bp
+    loci = [Locus(aliases.get(chrom, chrom), int(start), int(end)) for chrom, start, end in rows]
+    odd = [place for place, locus in enumerate(loci) if locus.end > lengths.get(locus.chrom, 0)]
+    if odd:
+        what = f"{len(odd):,} of {len(loci):,} loci do not lie on the genome; first: {loci[odd[0]]}"
+        raise PeakFileError(what, where=f"{path}:{source_line(path, odd[0] + 1)}", fix=_IMPORT)
+    return loci
 
 
 def _import(

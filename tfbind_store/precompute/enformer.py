@@ -8,6 +8,7 @@ architecture and seed. Reading and writing trunk folders is in ``trunk_files``.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -248,6 +249,13 @@ class EnformerEmbedder:
             return 0
         self.batch_size //= 2
         return self.batch_size
+
+    def exact(self) -> EnformerEmbedder:
+        """Return the same trunk in float32, to measure the error of a faster precision against."""
+        twin = copy.copy(self)
+        twin.precision = "float32"
+        twin.__dict__.pop("fast", None)
+        return twin
 
     def _run(self, windows: Sequence[int], codes: Codes, tiling: Tiling, size: int) -> Iterable[torch.Tensor]:
         """Embed neighbouring windows of one chromosome by the fast forward."""

@@ -37,6 +37,8 @@ class EmbedReport:
     n_truncated: int = 0
     """Embedded without their end."""
     failures: tuple[Failure, ...] = ()
+    precision_rms: float | None = None
+    """Largest error of a fast precision against float32 on canary windows, as a share; None where float32 was used."""
     seconds: float = 0.0
 
     @property

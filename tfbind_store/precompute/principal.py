@@ -29,7 +29,9 @@ class Fit(NamedTuple):
     n_bins: int
 
 
-def split_windows(windows: Int64[np.ndarray, " n"], *, seed: int) -> tuple[Int64[np.ndarray, " a"], Int64[np.ndarray, " b"]]:
+def split_windows(
+    windows: Int64[np.ndarray, " n"], *, seed: int
+) -> tuple[Int64[np.ndarray, " a"], Int64[np.ndarray, " b"]]:
     """Return the windows to fit on and those to measure on: a fifth, 16 at most; a single window is both."""
     n_checked = min(MAX_CHECKED, len(windows) // 5)
     if len(windows) == 1:

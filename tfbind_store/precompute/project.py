@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int64
 
 from tfbind_store import int8 as coding
 from tfbind_store.arrays import ShardedArray, WindowState
-from tfbind_store.errors import ConfigError, EmbeddingError, MissingWindow, SpecError, StoreMissing
+from tfbind_store.errors import ConfigError, DamagedShard, EmbeddingError, MissingWindow, SpecError, StoreMissing
 from tfbind_store.layouts import read_layout
 from tfbind_store.loci import Grid, Locus, Tiling
 from tfbind_store.on_reading import FIELD, Reading
@@ -101,7 +101,7 @@ def project_array(
     """
     array = _source(store, source)
     _require_sense(config, array, source)
-    ok, n_left = _windows_of(array, source, partial)
+    ok, n_left = source_windows(array), _require_enough(array, source, partial)
     label = name or usual_label(source, config)
     target = store.array_name_for("windows", label)
     if target == source:
@@ -209,16 +209,21 @@ def _require_sense(config: ProjectConfig, source: ShardedArray, name: str) -> No
         raise ConfigError(f"sample_bins is {config.sample_bins}, must be at least 2", where="--sample-bins")
 
 
-def _windows_of(source: ShardedArray, name: str, partial: bool) -> tuple[Int64[np.ndarray, " n"], int]:
-    """Return the windows that the source has, and how many with bases it lacks."""
+def source_windows(source: ShardedArray) -> Int64[np.ndarray, " n"]:
+    """Return the windows that an array has."""
     windows = np.arange(source.shape[0])
-    ok = windows[source.is_ok(windows)]
-    n_left = source.shape[0] - len(ok) - source.completeness().n_all_n
-    if not len(ok) or (n_left and not partial):
+    return np.asarray(windows[source.is_ok(windows)])
+
+
+def _require_enough(source: ShardedArray, name: str, partial: bool) -> int:
+    """Return how many windows with bases the source lacks, refusing any unless `partial`."""
+    done = source.completeness()
+    n_left = done.n_planned - done.n_ok - done.n_all_n
+    if not done.n_ok or (n_left and not partial):
         fix = f"embed {name} to its end, or give --partial to take what is there"
-        what = f"{n_left:,} of {source.shape[0]:,} windows of {name} are not there"
-        raise MissingWindow(what, where=str(source.layout.path), fix=fix if len(ok) else f"embed {name} first")
-    return ok, n_left
+        what = f"{n_left:,} of {done.n_planned:,} windows of {name} are not there"
+        raise MissingWindow(what, where=str(source.layout.path), fix=fix if done.n_ok else f"embed {name} first")
+    return n_left
 
 
 def _stored(store: Store, target: str, source: ShardedArray, config: ProjectConfig) -> Projector | None:
@@ -233,8 +238,15 @@ def _stored(store: Store, target: str, source: ShardedArray, config: ProjectConf
     for field, value in asked.items():
         stored = spec.identity.get(field)
         if stored != value:
-            raise SpecError(f"{target} was made with {field} {stored}, this run asks for {value}", where=target, fix=fix)
-    return projector_of(store, spec)
+            what = f"{target} was made with {field} {stored}, this run asks for {value}"
+            raise SpecError(what, where=target, fix=fix)
+    try:
+        return projector_of(store, spec)
+    except (StoreMissing, DamagedShard):
+        again = _fitted(store, source, config, source_windows(source))
+        if again.identity == dict(spec.identity):  # the very axes that were lost
+            return again
+        raise
 
 
 def _said(config: ProjectConfig) -> dict[str, Any]:

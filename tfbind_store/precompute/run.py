@@ -22,6 +22,7 @@ from tfbind_store.precompute.embedder import WindowEmbedder
 from tfbind_store.precompute.engines import Engine, SerialEngine
 from tfbind_store.precompute.outcome import EmbedReport, Failure
 from tfbind_store.precompute.plan import Plan, make_plan
+from tfbind_store.precompute.precision import largest_error
 from tfbind_store.precompute.progress import RunProgress, Tell
 from tfbind_store.precompute.rows import embed_contexts, embed_factors
 from tfbind_store.precompute.shard_work import CANARY_COSINE, WindowJob, embed_shards, require_same_numbers
@@ -134,11 +135,11 @@ def embed_windows(
     array_name = store.array_name_for("windows", name)
     require_space(store, plan.need_bytes, what=array_name)
     n_waiting = shards_in_memory(plan, max_memory_bytes)
+    for content in getattr(embedder, "transforms", ()):
+        write_transform(store.path, content)
     if plan.shards:
         spec = embedder.spec(store.meta.genome, store.grid)
         shape = (store.tiling.n_windows, stored_bins(spec.identity, store.grid.n_bins), spec.dim)
-        for content in getattr(embedder, "transforms", ()):
-            write_transform(store.path, content)
         array = store.create_array(array_name, spec, shape, WINDOWS_PER_SHARD)
         job = WindowJob(store, embedder, array.layout)
         if plan.n_compute:
@@ -220,6 +221,7 @@ def _report(
         n_all_n=sum(array.state(window) is WindowState.all_n for window in windows),
         n_missing=n_missing,
         failures=tuple(failures),
+        precision_rms=largest_error(receipts.values()),
         seconds=seconds,
     )
 

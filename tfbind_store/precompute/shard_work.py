@@ -22,6 +22,7 @@ from tfbind_store.errors import DamagedShard, SpecError
 from tfbind_store.precompute.attempts import Attempts, try_windows
 from tfbind_store.precompute.embedder import WindowEmbedder
 from tfbind_store.precompute.plan import ShardWork
+from tfbind_store.precompute.precision import Canary, precision_error
 from tfbind_store.precompute.shard_writer import Computed, Published, ShardWriter
 from tfbind_store.precompute.stopping import StopRequest
 from tfbind_store.precompute.upkeep import to_stored
@@ -46,6 +47,11 @@ class WindowJob:
         """Yield the numbers of windows, in order."""
         genome = self.store.genome
         return iter(self.embedder.embed(windows, lambda locus: genome.codes(*locus), self.store.tiling))
+
+    def once(self, embedder: WindowEmbedder, window: int) -> Float32[np.ndarray, "n_bins dim"]:
+        """Return one window's numbers by another embedder."""
+        (found,) = WindowJob(self.store, embedder, self.layout).embed([window])
+        return found[1]
 
 
 def embed_shards(
@@ -133,6 +139,7 @@ def _compute_shard(
     for window in work.all_n:
         states[window - first] = WindowState.all_n
     n_computed = 0
+    canary: Canary | None = None
     halve = getattr(job.embedder, "halve_batch", None)
     tried = try_windows(job.embed, work.compute, attempts, halve_batch=halve) if work.compute else ()
     for window, values, trouble in tried:
@@ -143,12 +150,14 @@ def _compute_shard(
             _log.warning("window %d (%s) failed: %s", window, job.store.tiling.kept(window), reason)
         else:
             data[window - first] = stored
+            canary = canary or (Canary(window, values) if values is not None else None)
         n_computed += 1
         if on_windows:
             on_windows(1)
         if stop:
             break
     provenance = {"seconds": round(time.monotonic() - started, 3), "n_computed": n_computed}
+    provenance |= precision_error(job.embedder, layout, work.shard_id, canary, job.once)
     return Computed(work.shard_id, data, states, reasons, provenance)
 
 
