@@ -101,7 +101,7 @@ def index_arrays(catalog: Catalog, arrays: Iterable[ShardedArray], *, unreadable
                     array.spec.kind,
                     array.spec.fingerprint,
                     canonical_json(array.spec.to_json()),
-                    list(array.shape),
+                    list(array.layout.shape),
                     array.layout.shard_rows,
                 ],
             )

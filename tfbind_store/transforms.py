@@ -27,7 +27,7 @@ from tfbind_store.on_reading import Reading
 FOLDER = "transforms"
 GELU_SLOPE = 1.702  # enformer-pytorch's GELU class: x * sigmoid(1.702 x)
 MAX_BYTES = 2**30
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ROWS_AT_ONCE = 256
 """Rows that go through a map together: 3 MB of Enformer's widest in float32."""
 
@@ -64,7 +64,7 @@ def transform_path(store_path: Path, sha256: str) -> Path:
     SpecError
         If `sha256` is none: it comes from a file, and must not name another place.
     """
-    if not _SHA256.match(str(sha256)):
+    if not _SHA256.fullmatch(str(sha256)):
         raise SpecError(f"{str(sha256)[:80]!r} is no sha256 of a transform", where=str(store_path / FOLDER))
     return store_path / FOLDER / f"{sha256}.safetensors"
 

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from tfbind_store.layouts import ArrayLayout
 from tfbind_store.receipts import Receipt
 
 EXACT = "float32"
@@ -32,26 +31,21 @@ class Canary(NamedTuple):
 
 
 def precision_error(
-    embedder: Any, layout: ArrayLayout, shard_id: int, canary: Canary | None, embed: Callable[[Any, int], np.ndarray]
+    embedder: Any, canary: Canary | None, embed: Callable[[Any, int], np.ndarray]
 ) -> dict[str, Any]:
-    """Return what a shard's receipt says of the precision: empty where it is float32, or not this shard's turn.
+    """Return what a shard's receipt says of the precision: empty where it is float32, or there is nothing to compare.
 
     Parameters
     ----------
     embedder
         With a ``precision``, and ``exact()``, which gives the same model in float32; others are left alone.
-    layout, shard_id
-        Where the receipt will lie.
     canary
-        A window of the shard.
+        A window of the shard; None where it is not this shard's turn.
     embed
         Gives a window's numbers by an embedder.
     """
     precision = getattr(embedder, "precision", EXACT)
     if canary is None or precision == EXACT or not hasattr(embedder, "exact"):
-        return {}
-    is_first = not any(layout.receipts_dir.glob("[0-9]*.json"))
-    if shard_id % EVERY_SHARDS and not is_first:
         return {}
     try:
         exact = embed(embedder.exact(), canary.window).astype(np.float64)

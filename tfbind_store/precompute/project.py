@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from tfbind_store import int8 as coding
-from tfbind_store.arrays import ShardedArray, WindowState
+from tfbind_store.arrays import ShardedArray
 from tfbind_store.errors import ConfigError, DamagedShard, EmbeddingError, MissingWindow, SpecError, StoreMissing
 from tfbind_store.layouts import read_layout
 from tfbind_store.loci import Grid, Locus, Tiling
@@ -25,7 +25,7 @@ from tfbind_store.precompute.embedder import Codes, TrunkGeometry, WindowEmbeddi
 from tfbind_store.precompute.outcome import EmbedReport
 from tfbind_store.precompute.principal import Fit, fit_axes, reconstruction_rms, split_windows
 from tfbind_store.precompute.progress import Tell
-from tfbind_store.precompute.run import embed_windows, windows_of
+from tfbind_store.precompute.run import all_n_windows, embed_windows, windows_of
 from tfbind_store.spec import PROJECTED, EmbeddingSpec
 from tfbind_store.store import Store
 from tfbind_store.transforms import Pca, pack, read_transform, write_transform
@@ -101,14 +101,15 @@ def project_array(
     """
     array = _source(store, source)
     _require_sense(config, array, source)
-    ok, n_left = source_windows(array), _require_enough(array, source, partial)
+    ok, all_n = source_windows(array), all_n_windows(store)
+    n_left = int((~all_n).sum()) - len(ok)
+    _require_enough(array, source, n_left, partial)
     label = name or usual_label(source, config)
     target = store.array_name_for("windows", label)
     if target == source:
         raise ConfigError("an array cannot be projected onto itself", where=target, fix="give another --name")
     embedder = _stored(store, target, array, config) or _fitted(store, array, config, ok)
-    empty = np.array([w for w in range(array.shape[0]) if array.state(w) is WindowState.all_n], dtype=np.int64)
-    asked = np.union1d(ok, empty)
+    asked = np.union1d(ok, np.flatnonzero(all_n))
     run = embed_windows(store, embedder, name=label, windows=asked, progress=progress, tell=tell)
     said = embedder.identity["projection"]
     return ProjectReport(
@@ -215,15 +216,13 @@ def source_windows(source: ShardedArray) -> Int64[np.ndarray, " n"]:
     return np.asarray(windows[source.is_ok(windows)])
 
 
-def _require_enough(source: ShardedArray, name: str, partial: bool) -> int:
-    """Return how many windows with bases the source lacks, refusing any unless `partial`."""
-    done = source.completeness()
-    n_left = done.n_planned - done.n_ok - done.n_all_n
-    if not done.n_ok or (n_left and not partial):
+def _require_enough(source: ShardedArray, name: str, n_left: int, partial: bool) -> None:
+    """Refuse a source that lacks windows with bases, unless `partial`; one that has none in any case."""
+    n_ok = source.completeness().n_ok
+    if not n_ok or (n_left and not partial):
         fix = f"embed {name} to its end, or give --partial to take what is there"
-        what = f"{n_left:,} of {done.n_planned:,} windows of {name} are not there"
-        raise MissingWindow(what, where=str(source.layout.path), fix=fix if done.n_ok else f"embed {name} first")
-    return n_left
+        what = f"{n_left:,} of {source.shape[0]:,} windows of {name} are not there"
+        raise MissingWindow(what, where=str(source.layout.path), fix=fix if n_ok else f"embed {name} first")
 
 
 def _stored(store: Store, target: str, source: ShardedArray, config: ProjectConfig) -> Projector | None:

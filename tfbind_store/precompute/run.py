@@ -74,7 +74,7 @@ def plan_windows(
         n_windows=store.tiling.n_windows,
         windows_per_shard=array.layout.windows_per_shard if array else WINDOWS_PER_SHARD,
         shard_bytes=array.layout.size_bytes(0) if array else WINDOWS_PER_SHARD * (window_bytes + 16),
-        all_n=_all_n(store),
+        all_n=all_n_windows(store),
         asked=asked,
         retry_failed=retry_failed,
     )
@@ -235,7 +235,8 @@ def _existing(store: Store, array_name: str, spec: EmbeddingSpec) -> ShardedArra
     return array
 
 
-def _all_n(store: Store) -> Bool[np.ndarray, " n_windows"]:
+def all_n_windows(store: Store) -> Bool[np.ndarray, " n_windows"]:
+    """Return which windows hold only N: nobody embeds them."""
     with store.reader() as catalog:
         found = catalog.columns("SELECT n_fraction FROM data.windows ORDER BY window_id")["n_fraction"]
     return np.asarray(found >= 1)

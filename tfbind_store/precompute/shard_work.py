@@ -19,10 +19,10 @@ from jaxtyping import Float32
 from tfbind_store.arrays import ArrayLayout, ShardedArray, WindowState
 from tfbind_store.commit import claim_shard
 from tfbind_store.errors import DamagedShard, SpecError
+from tfbind_store.precompute import precision
 from tfbind_store.precompute.attempts import Attempts, try_windows
 from tfbind_store.precompute.embedder import WindowEmbedder
 from tfbind_store.precompute.plan import ShardWork
-from tfbind_store.precompute.precision import Canary, precision_error
 from tfbind_store.precompute.shard_writer import Computed, Published, ShardWriter
 from tfbind_store.precompute.stopping import StopRequest
 from tfbind_store.precompute.upkeep import to_stored
@@ -78,6 +78,7 @@ def embed_shards(
     """
     waiting = [(work, False) for work in works]
     before = generations(job.layout, [work for work, _ in waiting])
+    is_first = not any(job.layout.receipts_dir.glob("[0-9]*.json"))
     with ShardWriter(job.layout, n_waiting=n_waiting) as writer:
         while waiting and not stop:
             work, is_second_try = waiting.pop(0)
@@ -90,7 +91,9 @@ def embed_shards(
                 if left.compute or left.all_n:
                     attempts = Attempts(job.layout, work.shard_id)
                     try:
-                        computed = _compute_shard(job, left, attempts, stop, on_windows)
+                        with_canary = is_first or work.shard_id % precision.EVERY_SHARDS == 0
+                        computed = _compute_shard(job, left, attempts, stop, on_windows, with_canary)
+                        is_first = False
                     finally:
                         attempts.done()  # only a process that is killed at it leaves its count behind
                     yield from writer.put(computed, claim.pop_all().close)
@@ -129,7 +132,12 @@ def _receipt(layout: ArrayLayout, shard_id: int) -> Receipt | None:
 
 
 def _compute_shard(
-    job: WindowJob, work: ShardWork, attempts: Attempts, stop: StopRequest | None, on_windows: Progress | None
+    job: WindowJob,
+    work: ShardWork,
+    attempts: Attempts,
+    stop: StopRequest | None,
+    on_windows: Progress | None,
+    with_canary: bool,
 ) -> Computed:
     layout, started = job.layout, time.monotonic()
     first = work.shard_id * layout.windows_per_shard
@@ -139,7 +147,7 @@ def _compute_shard(
     for window in work.all_n:
         states[window - first] = WindowState.all_n
     n_computed = 0
-    canary: Canary | None = None
+    canary: precision.Canary | None = None
     halve = getattr(job.embedder, "halve_batch", None)
     tried = try_windows(job.embed, work.compute, attempts, halve_batch=halve) if work.compute else ()
     for window, values, trouble in tried:
@@ -150,14 +158,15 @@ def _compute_shard(
             _log.warning("window %d (%s) failed: %s", window, job.store.tiling.kept(window), reason)
         else:
             data[window - first] = stored
-            canary = canary or (Canary(window, values) if values is not None else None)
+            if with_canary and canary is None and values is not None:
+                canary = precision.Canary(window, values)
         n_computed += 1
         if on_windows:
             on_windows(1)
         if stop:
             break
     provenance = {"seconds": round(time.monotonic() - started, 3), "n_computed": n_computed}
-    provenance |= precision_error(job.embedder, layout, work.shard_id, canary, job.once)
+    provenance |= precision.precision_error(job.embedder, canary, job.once)
     return Computed(work.shard_id, data, states, reasons, provenance)
 
 
