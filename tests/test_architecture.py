@@ -26,7 +26,7 @@ LAYERS: list[list[set[str]]] = [
     [{"evaluate"}],
     [{"baselines"}],
     [{"scoring"}],
-    [{"feed"}],
+    [{"feed", "bin_reader"}],
     [{"precompute"}, {"query"}, {"heads"}, {"ingest"}],
     [{"verify", "repair", "garbage"}],
     [{"store", "identity", "residues", "sequences", "stock"}],
@@ -75,6 +75,7 @@ TORCH_ROOMS = {
     "baselines",
     "scoring",
     "feed",
+    "bin_reader",
     "heads",
 }
 TORCH_FREE_PRECOMPUTE = {"precompute", "precompute.embedder", "precompute.plan", "precompute.toy"}

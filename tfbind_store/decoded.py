@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float16, Int64, Shaped
@@ -23,6 +23,24 @@ from tfbind_store.transforms import Pointwise, read_transform
 
 _ROWS_AT_ONCE = 2048
 """Bins that are looked up together; what they are turned into fits a cache."""
+
+
+class StoredBins(NamedTuple):
+    """Bins as they are stored."""
+
+    values: Shaped[np.ndarray, "k stored"]
+    """Levels where there are scales, else float16."""
+    scales: int8.Scales | None
+    """One row for each window that the bins are of."""
+    which: Int64[np.ndarray, " k"]
+    """Row of the scales for each bin."""
+
+
+def _numbers(stored: StoredBins) -> Float16[np.ndarray, "k stored"]:
+    """Return what bins mean before any layer."""
+    if stored.scales is None:
+        return stored.values
+    return int8.decode_many(stored.values, stored.scales, stored.which)
 
 
 class DecodedArray(ShardedArray):
@@ -56,7 +74,10 @@ class DecodedArray(ShardedArray):
         return (n_windows, n_rows - self._reading.scale_rows, self._reading.pointwise_dim or stored_dim)
 
     @cached_property
-    def _pointwise(self) -> Pointwise:
+    def pointwise(self) -> Pointwise | None:
+        """The layer that is applied as rows are read; None where there is none."""
+        if not self._reading.pointwise_dim:
+            return None
         tensors = read_transform(self._store_path, self._reading.pointwise_sha256)
         dims = {"stored_dim": self.spec.dim, "dim": self._reading.pointwise_dim}
         return Pointwise.from_tensors(tensors, **dims)
@@ -71,7 +92,7 @@ class DecodedArray(ShardedArray):
     def row(self, row: int) -> Float16[np.ndarray, "bins dim"]:
         """Return one window: a copy, as all that this array gives."""
         values = self.embedded(row)
-        return self._pointwise(values) if self._reading.pointwise_dim else np.array(values)
+        return np.array(values) if self.pointwise is None else self.pointwise(values)
 
     def rows(self, first: int, count: int) -> Float16[np.ndarray, "count bins dim"]:
         """Return consecutive windows."""
@@ -86,22 +107,22 @@ class DecodedArray(ShardedArray):
         step = max(1, _ROWS_AT_ONCE // n_bins)
         for at in range(0, len(first), step):
             part = first[at : at + step]
-            values = self._levels(part, n_bins) if self._reading.scale_rows else super().gather_bins(part, n_bins)
-            if self._reading.pointwise_dim:
-                flat = self._pointwise(values.reshape(-1, values.shape[-1]))
-                values = flat.reshape(len(part), n_bins, -1)
-            out[at : at + step] = values
+            values = _numbers(self.stored_bins((part[:, None] + np.arange(n_bins)).ravel()))
+            if self.pointwise is not None:
+                values = self.pointwise(values)
+            out[at : at + step] = values.reshape(len(part), n_bins, -1)
         return out
 
-    def _levels(self, first: Int64[np.ndarray, " k"], n_bins: int) -> Float16[np.ndarray, "k n dim"]:
-        """Look up bins and the scales of their windows: a window's rows are its bins, then its scales."""
-        stored_rows = self.layout.shape[1]
-        window, bin_ = np.divmod((first[:, None] + np.arange(n_bins)).ravel(), self.shape[1])
-        levels = super().gather_bins(window * stored_rows + bin_, 1)[:, 0]
+    def stored_bins(self, bins: Int64[np.ndarray, " k"]) -> StoredBins:
+        """Look up bins as they are stored, for whoever decodes them elsewhere."""
+        n_rows = self.layout.shape[1]
+        if not self._reading.scale_rows:
+            return StoredBins(super().gather_bins(bins)[:, 0], None, bins)
+        window, place = np.divmod(np.asarray(bins, dtype=np.int64), self.shape[1])
+        levels = super().gather_bins(window * n_rows + place)[:, 0]  # a window's rows are its bins, then its scales
         each, which = np.unique(window, return_inverse=True)
-        rows = super().gather_bins(each * stored_rows + self.shape[1], int8.SCALE_ROWS)
-        values = int8.decode_many(levels, self._sane(int8.scales_of(rows)), which)
-        return values.reshape(len(first), n_bins, -1)
+        rows = super().gather_bins(each * n_rows + self.shape[1], int8.SCALE_ROWS)
+        return StoredBins(levels, self._sane(int8.scales_of(rows)), which.astype(np.int64))
 
     def _sane(self, scales: int8.Scales) -> int8.Scales:
         if not scales.are_sane:

@@ -23,8 +23,10 @@ from torch import Tensor
 
 from tfbind_store.arrays import ShardedArray
 from tfbind_store.batch import Batch
-from tfbind_store.errors import SelectionError, StoreMissing
+from tfbind_store.bin_reader import BinReader
+from tfbind_store.errors import SelectionError, StoreMissing, TfbindError
 from tfbind_store.heads.base import Head, Pairs, Scaling
+from tfbind_store.layouts import read_layout
 from tfbind_store.names import near_miss
 from tfbind_store.query.labels import Intervals, Truth, as_labels
 from tfbind_store.query.loader import Arrays, Balance
@@ -68,7 +70,10 @@ def choose_arrays(
 
 
 def _is_projected(store: Store, name: str) -> bool:
-    return store.array(name, on_damage="exclude").spec.embedder == PROJECTED
+    try:
+        return read_layout(store.array_path(name), store.path / "receipts", name=name).spec.embedder == PROJECTED
+    except TfbindError:  # whoever reads it will say what is wrong
+        return False
 
 
 def to_torch(batch: Batch[np.ndarray], device: torch.device) -> Batch[Tensor]:
@@ -246,6 +251,8 @@ class DenseFeed:
     def _dna_there(self, places: Int64[np.ndarray, " k"]) -> Float[Tensor, "k d"]:
         device = self.source.device
         if self._dna_on_device is None:
+            if self._resident is None:
+                return BinReader(self._array, device)(self.bins[places])
             return _tensor(self.dna(places), device)
         return self._dna_on_device[_tensor(places, device)]
 
@@ -260,7 +267,7 @@ class DenseFeed:
         """Return the embeddings [k, d] of bins given by their place in `bins`."""
         if self._resident is not None:
             return np.asarray(self._resident[places])
-        return np.asarray(self._array.gather_bins(self.bins[places], 1)[:, 0])
+        return self._read(self.bins[places]).numpy()
 
     def codes(self, places: Int64[np.ndarray, " k"], chosen: Int64[np.ndarray, " p"]) -> Int8[np.ndarray, "k p"]:
         """Return the labels of bins in experiments, both by place: 1, 0 or -1."""
@@ -306,10 +313,14 @@ class DenseFeed:
         return self.source.store.array(self.source.arrays.windows)
 
     @cached_property
+    def _read(self) -> BinReader:
+        return BinReader(self._array, torch.device("cpu"))
+
+    @cached_property
     def _resident(self) -> np.ndarray | None:
         if len(self.bins) * self._array.shape[-1] * 2 > RESIDENT_BYTES:
             return None
-        return np.asarray(self._array.gather_bins(self.bins, 1)[:, 0])
+        return self._read(self.bins).numpy()
 
     @cached_property
     def _dna_on_device(self) -> Float[Tensor, "n d"] | None:
@@ -319,8 +330,8 @@ class DenseFeed:
             return None
         there = torch.empty(len(self.bins), dim, dtype=torch.float16, device=device)
         for at in range(0, len(self.bins), COPY_BINS):
-            part = self._array.gather_bins(self.bins[at : at + COPY_BINS], 1)[:, 0]
-            there[at : at + len(part)] = _tensor(np.asarray(part), device)
+            part = BinReader(self._array, device)(self.bins[at : at + COPY_BINS])
+            there[at : at + len(part)] = part
         return there
 
     @cached_property

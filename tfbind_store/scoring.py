@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
+from tfbind_store.bin_reader import BinReader
 from tfbind_store.errors import MissingWindow
 from tfbind_store.feed import PairSource
 from tfbind_store.heads import CheckpointHeader, Head, load_checkpoint
@@ -78,13 +79,12 @@ def score_bins(
     was_training = head.training
     head.eval()
     pairs = source.encode(head, factor_ids, biotype_ids)
-    array = source.store.array(source.arrays.windows)
+    read = BinReader(source.store.array(source.arrays.windows), source.device)
     try:
         for at in range(0, len(bins), block_bins):
             part = bins[at : at + block_bins]
             with torch.inference_mode():
-                dna = torch.from_numpy(np.asarray(array.gather_bins(part, 1)[:, 0])).to(source.device)
-                yield ScoreBlock(part, head.score_pairs(dna, pairs).float().cpu().numpy())
+                yield ScoreBlock(part, head.score_pairs(read(part), pairs).float().cpu().numpy())
     finally:
         head.train(was_training)
 

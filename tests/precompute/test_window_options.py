@@ -180,7 +180,7 @@ class TestHalved:
             array = store.array("embeddings/wide")
             assert array.completeness().n_ok == 0, "its receipts are another fingerprint's"
             with pytest.raises(DamagedShard, match="expected finite ones"):
-                _ = array._pointwise
+                _ = array.pointwise
         finally:
             (folder / "zarr.json").unlink()
             folder.rmdir()
