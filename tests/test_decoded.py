@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import numpy as np
@@ -13,13 +14,14 @@ from tfbind_store import int8
 from tfbind_store.arrays import publish_shard
 from tfbind_store.decoded import DecodedArray
 from tfbind_store.errors import DamagedShard, LocusError, MissingWindow
-from tfbind_store.layouts import read_layout
+from tfbind_store.layouts import ATTRIBUTE, read_layout
 from tfbind_store.loci import Locus
 from tfbind_store.precompute import run as run_module
 from tfbind_store.precompute.run import embed_windows
 from tfbind_store.precompute.window_options import WindowOptions, with_options
 from tfbind_store.receipts import WindowState
 from tfbind_store.repair import repair_store
+from tfbind_store.spec import fingerprint_of
 from tfbind_store.verify import Kind, verify_store
 
 NAME = "embeddings/small"
@@ -140,3 +142,36 @@ def test_scales_that_are_none_are_refused_and_never_turned_into_numbers(store, m
     for read in (lambda: hostile.row(8), lambda: hostile.gather_bins(np.array([33]))):
         with pytest.raises(DamagedShard, match="the scales of a window are no scales"):
             read()
+
+
+def edited(store, change):
+    """Return the small array's metadata after `change`, with a fingerprint that fits."""
+    path = store.array_path(NAME) / "zarr.json"
+    metadata = json.loads(path.read_text())
+    attributes = metadata["attributes"][ATTRIBUTE]
+    change(metadata, attributes["spec"])
+    attributes["fingerprint"] = fingerprint_of(attributes["spec"])
+    path.write_text(json.dumps(metadata))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda metadata, spec: spec["identity"].pop("on_reading"),
+        lambda metadata, spec: spec["identity"].update(on_reading={"unknown": 1}),
+        lambda metadata, spec: spec["identity"].update(on_reading={"int8": {"scale_rows": 400}}),
+        lambda metadata, spec: spec.update(dtype="float16"),
+        lambda metadata, spec: spec.update(dtype="int16"),
+        lambda metadata, spec: (spec.update(dtype="object"), metadata.update(data_type="object")),
+        lambda metadata, spec: spec.update(kind="proteins"),
+        lambda metadata, spec: metadata.update(fill_value=0),
+        lambda metadata, spec: metadata.update(shape=[12, 4, 8]),
+        lambda metadata, spec: metadata.update(data_type="uint8"),
+    ],
+)
+def test_metadata_that_contradict_themselves_are_refused_before_anything_is_read(store, change):
+    edited(store, change)
+    with pytest.raises(DamagedShard, match="metadata are not ours"):
+        store.array(NAME)
+    assert [p.kind for p in verify_store(store).problems] == [Kind.array]
+    assert store.array("embeddings/windows").completeness().is_done

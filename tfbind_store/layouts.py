@@ -205,7 +205,10 @@ def _require_ours(
             raise ValueError(f"{key} is {str(metadata.get(key))[:200]}, expected {value}")
     if attributes["fingerprint"] != spec.fingerprint:
         raise ValueError("the fingerprint does not fit the spec")
-    is_coded = Reading.of(spec.identity).dtype == "int8"
+    reading = Reading.of(spec.identity)
+    is_coded = reading.dtype == "int8"
+    if not reading.is_plain and (spec.kind != "windows" or len(shape) != 3 or shape[1] <= reading.scale_rows):
+        raise ValueError(f"{spec.kind} of shape {shape} cannot be read by {reading.to_json()}")
     if shape[-1] != spec.dim or spec.dtype not in (("int8",) if is_coded else ("float16", "float32")):
         raise ValueError(f"shape {shape} of {spec.dtype} does not fit the spec's dim {spec.dim}")
     if shard[1:] != shape[1:] or chunk[1:] != shape[1:] or shard[0] % chunk[0]:

@@ -411,13 +411,18 @@ class TestKeeping:
         assert len(before) == 9
 
     def test_info_shows_what_is_read_and_from_what(self, projected):
-        result = CliRunner().invoke(main, ["info", str(projected.path), "--json"])
+        words = ["info", str(projected.path)]
+        result = CliRunner().invoke(main, [*words, "--json"])
         arrays = {array["name"]: array for array in json.loads(result.stdout)["arrays"]}
         assert arrays["embeddings/p"]["shape"] == [N_WINDOWS, N_BINS, 3]
         assert arrays["embeddings/q"]["shape"] == [N_WINDOWS, N_BINS, DIM]
         dtypes = [arrays[f"embeddings/{name}"]["dtype"] for name in ("p", "q", "windows")]
         assert dtypes == ["float16", "int8", "float16"]
         assert arrays["embeddings/q"]["done"] == N_WINDOWS
+        projected = {name.partition("/")[2]: array["projected"] for name, array in arrays.items()}
+        assert projected["windows"] is None
+        assert {projected[name]["source"] for name in ("p", "q")} == {SOURCE}
+        assert "embeddings/q: made from embeddings/windows, 0." in CliRunner().invoke(main, words).stdout
         assert {arrays["embeddings/p"]["embedder"], arrays["embeddings/windows"]["embedder"]} == {"project", "lowrank"}
 
 
@@ -462,6 +467,17 @@ def test_the_command_line(store):
     refused = CliRunner().invoke(main, ["project", str(store.path)])
     assert refused.exit_code == 1
     assert [line.split(":")[0] for line in refused.stderr.splitlines()] == ["Error", "  where", "  fix"]
+
+
+def test_many_bins_and_windows_are_summed_in_parts(store, monkeypatch):
+    array = store.array(SOURCE)
+    ok = np.array([w for w in range(N_WINDOWS) if w not in ALL_N])
+    whole = fit_axes(array, ok, 3, n_bins=100, seed=0)
+    monkeypatch.setattr("tfbind_store.precompute.principal.BATCH_BINS", 7)
+    parts = fit_axes(array, ok, 3, n_bins=100, seed=0)
+    np.testing.assert_allclose(parts.axes.axes, whole.axes.axes, atol=1e-6)
+    monkeypatch.setattr("tfbind_store.precompute.principal.MAX_WINDOWS", 4)
+    assert fit_axes(array, ok, 3, n_bins=100, seed=0).n_bins == 4 * N_BINS
 
 
 def test_usual_labels():

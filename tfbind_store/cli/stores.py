@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,10 +105,11 @@ def info(store: Path, as_json: bool) -> None:
         counts = {name: int(catalog.rows(f"SELECT count(*) FROM {name}")[0][0]) for name in _COUNTED}
         imports = catalog.rows("SELECT kind, path, rows_read, rows_kept FROM imports")
     arrays = opened.arrays()
+    names = {array.spec.fingerprint: array.name for array in arrays}
     value = {
         **_describe_genome(opened),
         "catalog": counts,
-        "arrays": [_array_row(array) for array in arrays],
+        "arrays": [_array_row(array, names) for array in arrays],
         "unreadable_arrays": {name: error.what for name, error in opened.unreadable_arrays().items()},
         "imports": [dict(zip(("kind", "path", "rows_read", "rows_kept"), row, strict=True)) for row in imports],
         "selections": list(opened.selections()),
@@ -117,13 +118,15 @@ def info(store: Path, as_json: bool) -> None:
     emit(value, _info_lines(value), as_json=as_json)
 
 
-def _array_row(array: Any) -> dict[str, Any]:
+def _array_row(array: Any, names: Mapping[str, str]) -> dict[str, Any]:
     done = array.completeness
     return {
         "name": array.name,
         "shape": list(array.shape),
         "dtype": array.spec.dtype,
         "embedder": array.spec.embedder,
+        "on_reading": array.spec.identity.get("on_reading", {}),
+        "projected": _projected(array.spec, names),
         "fingerprint": array.spec.fingerprint,
         "done": done.n_ok + done.n_all_n,
         "failed": done.n_failed,
@@ -132,6 +135,30 @@ def _array_row(array: Any) -> dict[str, Any]:
         "planned": done.n_planned if array.spec.kind == "windows" else done.n_planned - done.n_not_asked,
         "size_bytes": array.size_bytes,
     }
+
+
+def _projected(spec: Any, names: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return from which array another one was derived and what was lost; None for one that was embedded."""
+    from tfbind_store.spec import PROJECTED
+
+    if spec.embedder != PROJECTED:
+        return None
+    said, source = (spec.identity.get(key) for key in ("projection", "source"))
+    lost = said.get("reconstruction_rms") if isinstance(said, dict) else None
+    fingerprint = str(source.get("fingerprint")) if isinstance(source, dict) else ""
+    return {"source": names.get(fingerprint, fingerprint), "reconstruction_rms": lost}
+
+
+def _array_notes(arrays: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for array in arrays:
+        if array["projected"]:
+            lost = array["projected"]["reconstruction_rms"]
+            share = f"{lost:.2%}" if isinstance(lost, int | float) else "it is not said how much"
+            lines.append(f"{array['name']}: made from {array['projected']['source'] or 'nothing'}, {share} lost (rms)")
+        if "pointwise" in array["on_reading"]:
+            lines.append(f"{array['name']}: the trunk's last layer is applied as rows are read")
+    return lines
 
 
 def _info_lines(value: Mapping[str, Any]) -> list[str]:
@@ -150,6 +177,7 @@ def _info_lines(value: Mapping[str, Any]) -> list[str]:
             for a in value["arrays"]
         ]
         lines += ["", *table(("array", "shape", "dtype", "embedder", "done", "bytes"), rows)]
+        lines += _array_notes(value["arrays"])
     lines += [f"unreadable: {name}: {what}; see tfbind verify" for name, what in value["unreadable_arrays"].items()]
     for kind in ("selections", "runs"):
         if value[kind]:

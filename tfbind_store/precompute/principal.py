@@ -1,7 +1,7 @@
 """Find the axes of the largest variance of a stored array, from bins drawn with a seed.
 
-Sums are gathered window by window, so that memory holds one window and one square of channels, however large the
-sample. They are taken about the first window's mean and in float64: the variance of a channel that is large and nearly
+Sums are gathered some thousand bins at a time, so that memory holds those and one square of channels, however large
+the sample. They are taken about the first bins' mean and in float64: the variance of a channel that is large and nearly
 constant does not drown in rounding. The same bins in the same order give the same axes on one machine; another BLAS may
 differ in the last digits, which is why axes are stored and never fitted again for an array that is there.
 """
@@ -20,6 +20,10 @@ from tfbind_store.transforms import Pca
 
 MAX_CHECKED = 16
 """Windows kept from the fit, to measure on."""
+MAX_WINDOWS = 2048
+"""Windows that bins are drawn from, at most: each is read whole, since its hash is checked."""
+BATCH_BINS = 2048
+"""Bins whose products are summed at once: a square of 3,072 channels is 75 MB, not to be written for every few bins."""
 
 
 class Fit(NamedTuple):
@@ -53,7 +57,8 @@ def fit_axes(source: ShardedArray, windows: Int64[np.ndarray, " n"], dim: int, *
     dim
         Axes wanted.
     n_bins
-        Bins to draw, at most; spread evenly over the windows, or over as many windows as there are bins.
+        Bins to draw, at most; spread evenly over the windows, or over as many windows as there are bins, or over
+        `MAX_WINDOWS` of them.
     seed
         Decides which.
 
@@ -64,6 +69,8 @@ def fit_axes(source: ShardedArray, windows: Int64[np.ndarray, " n"], dim: int, *
     """
     rng = np.random.default_rng([seed, 1])
     per_window = source.shape[1]
+    if len(windows) > MAX_WINDOWS:
+        windows = np.sort(rng.choice(windows, MAX_WINDOWS, replace=False))
     n_drawn = min(n_bins, per_window * len(windows))
     if n_drawn <= dim:
         what = f"{n_drawn:,} bins cannot give {dim} axes"
@@ -72,10 +79,13 @@ def fit_axes(source: ShardedArray, windows: Int64[np.ndarray, " n"], dim: int, *
         windows = np.sort(rng.choice(windows, n_drawn, replace=False))
     counts = np.full(len(windows), n_drawn // len(windows))
     counts[rng.permutation(len(windows))[: n_drawn % len(windows)]] += 1
-    sums = _Sums(source.shape[-1])
-    for window, count in zip(windows.tolist(), counts.tolist(), strict=True):
-        bins = np.sort(rng.choice(per_window, count, replace=False))
-        sums.add(source.gather(np.full(count, window), bins)[:, 0].astype(np.float64))
+    drawn = [
+        window * per_window + np.sort(rng.choice(per_window, count, replace=False))
+        for window, count in zip(windows.tolist(), counts.tolist(), strict=True)
+    ]
+    bins, sums = np.concatenate(drawn), _Sums(source.shape[-1])
+    for at in range(0, n_drawn, BATCH_BINS):
+        sums.add(source.gather_bins(bins[at : at + BATCH_BINS])[:, 0].astype(np.float64))
     return Fit(_largest(sums, dim), n_drawn)
 
 
