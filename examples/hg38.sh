@@ -36,6 +36,9 @@ tfbind embed "$store" windows --checkpoint "$data/enformer-official-rough" --set
 tfbind embed "$store" factors  --embedder esm  --checkpoint "$data/esm2_t33_650M_UR50D.pt"
 tfbind embed "$store" contexts --embedder bert --checkpoint "$data/BiomedBERT"
 
+# 149 GB of windows in 12 GB, which lie in memory or on the GPU: train on them with --windows windows-pca256
+tfbind project "$store" --from windows --dim 256
+
 [ -e "$store/runs/adapter/head.safetensors" ] || tfbind train "$store" held_out --run adapter
 tfbind evaluate "$store/runs/adapter"
 tfbind report   "$store/runs/adapter"

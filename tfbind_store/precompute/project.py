@@ -101,7 +101,7 @@ def project_array(
     """
     array = _source(store, source)
     _require_sense(config, array, source)
-    ok, all_n = source_windows(array), all_n_windows(store)
+    ok, all_n = _source_windows(array), all_n_windows(store)
     n_left = int((~all_n).sum()) - len(ok)
     _require_enough(array, source, n_left, partial)
     label = name or usual_label(source, config)
@@ -210,7 +210,7 @@ def _require_sense(config: ProjectConfig, source: ShardedArray, name: str) -> No
         raise ConfigError(f"sample_bins is {config.sample_bins}, must be at least 2", where="--sample-bins")
 
 
-def source_windows(source: ShardedArray) -> Int64[np.ndarray, " n"]:
+def _source_windows(source: ShardedArray) -> Int64[np.ndarray, " n"]:
     """Return the windows that an array has."""
     windows = np.arange(source.shape[0])
     return np.asarray(windows[source.is_ok(windows)])
@@ -242,7 +242,7 @@ def _stored(store: Store, target: str, source: ShardedArray, config: ProjectConf
     try:
         return projector_of(store, spec)
     except (StoreMissing, DamagedShard):
-        again = _fitted(store, source, config, source_windows(source))
+        again = _fitted(store, source, config, _source_windows(source))
         if again.identity == dict(spec.identity):  # the very axes that were lost
             return again
         raise
