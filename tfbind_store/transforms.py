@@ -151,13 +151,13 @@ def gelu(x: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
 
 @dataclass(frozen=True)
 class Pca:
-    """The axes of the largest variance, and the mean that they start from."""
+    """Axes that span the directions of the largest variance, and the mean that they start from."""
 
     mean: Float32[np.ndarray, " c"]
     axes: Float32[np.ndarray, "d c"]
-    """Orthonormal rows, the largest variance first."""
+    """Orthonormal rows, each with the same share of the variance."""
     variance_share: Float32[np.ndarray, " d"]
-    """Of the sample's variance, along each axis."""
+    """Of the sample's variance, along the principal axes of the same space, the largest first."""
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, np.ndarray], *, source_dim: int, dim: int) -> Pca:

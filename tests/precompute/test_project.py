@@ -26,7 +26,7 @@ from tfbind_store.precompute import run as run_module
 from tfbind_store.precompute import shard_work
 from tfbind_store.precompute.canaries import check_canaries
 from tfbind_store.precompute.embedder import TrunkGeometry, WindowEmbedding
-from tfbind_store.precompute.principal import fit_axes, split_windows
+from tfbind_store.precompute.principal import evened, fit_axes, split_windows
 from tfbind_store.precompute.project import ProjectConfig, project_array, projector_of, usual_label
 from tfbind_store.precompute.run import embed_windows
 from tfbind_store.spec import EmbeddingSpec
@@ -78,7 +78,7 @@ def bytes_of(store, name):
 
 
 class TestNumbers:
-    def test_axes_are_the_largest_singular_vectors_of_the_sample(self, store):
+    def test_axes_span_the_largest_singular_vectors_of_the_sample_and_carry_the_same_variance(self, store):
         array = store.array(SOURCE)
         ok = np.array([w for w in range(N_WINDOWS) if w not in ALL_N])
         fit = fit_axes(array, ok, RANK, n_bins=10**6, seed=0)
@@ -86,8 +86,12 @@ class TestNumbers:
         assert fit.n_bins == len(values)
         _, singular, expected = np.linalg.svd(values - values.mean(0))
         np.testing.assert_allclose(fit.axes.mean, values.mean(0), rtol=1e-5)
-        np.testing.assert_allclose(np.abs((fit.axes.axes * expected[:RANK]).sum(1)), 1, rtol=1e-5)
-        np.testing.assert_allclose(fit.axes.axes @ fit.axes.axes.T, np.eye(RANK), atol=1e-6)
+        axes = fit.axes.axes.astype(np.float64)
+        np.testing.assert_allclose(axes.T @ axes, expected[:RANK].T @ expected[:RANK], atol=1e-5)
+        np.testing.assert_allclose(axes @ axes.T, np.eye(RANK), atol=1e-6)
+        variance = ((values - values.mean(0)) @ axes.T).var(0)
+        np.testing.assert_allclose(variance, variance.mean(), rtol=1e-4)
+        assert singular[0] ** 2 > 100 * singular[RANK - 1] ** 2, "which is not so of the principal axes"
         share = singular**2 / np.square(singular).sum()
         np.testing.assert_allclose(fit.axes.variance_share, share[:RANK], rtol=1e-4)
         largest = np.abs(fit.axes.axes).argmax(1)
@@ -143,7 +147,8 @@ class TestNumbers:
         assert store.array(report.run.array).shape == (N_WINDOWS, N_BINS, 2)
         direct = project_array(store, SOURCE, ProjectConfig(dim=2), name="direct")
         first, second = bins_of(store, direct.run.array), bins_of(store, report.run.array)
-        assert np.abs(np.corrcoef(first[:, 0], second[:, 0])[0, 1]) > 0.999
+        turned = np.linalg.lstsq(np.c_[second, np.ones(len(second))], first, rcond=None)[0]
+        assert np.abs(np.c_[second, np.ones(len(second))] @ turned - first).max() < 0.03 * np.abs(first).max()
 
     def test_the_seed_decides_the_sample_and_the_chromosomes_bound_it(self, store):
         one, again, other = (
@@ -467,6 +472,17 @@ def test_the_command_line(store):
     refused = CliRunner().invoke(main, ["project", str(store.path)])
     assert refused.exit_code == 1
     assert [line.split(":")[0] for line in refused.stderr.splitlines()] == ["Error", "  where", "  fix"]
+
+
+@pytest.mark.parametrize("variance", [[5.0], [4, 1], [9, 9, 9], [7, 0, 0, 0], [100, 10, 1, 0.1, 0.01], [3, 2, 2, 1]])
+def test_evened_axes_span_the_same_space_with_the_same_variance_each(variance):
+    variance = np.array(variance, dtype=np.float64)
+    axes = np.linalg.qr(np.random.default_rng(0).normal(size=(8, 8)))[0][: len(variance)]
+    turned = evened(axes, variance)
+    covariance = turned @ axes.T @ np.diag(variance) @ axes @ turned.T
+    np.testing.assert_allclose(covariance.diagonal(), variance.mean(), rtol=1e-10)
+    np.testing.assert_allclose(turned.T @ turned, axes.T @ axes, atol=1e-12)
+    np.testing.assert_array_equal(evened(axes, variance), turned)
 
 
 def test_many_bins_and_windows_are_summed_in_parts(store, monkeypatch):

@@ -1,4 +1,8 @@
-"""Find the axes of the largest variance of a stored array, from bins drawn with a seed.
+"""Find the axes of the largest variance of a stored array, from bins drawn with a seed, and turn them evenly.
+
+Heads bring every channel to unit variance. On plain principal axes that blows up the smallest ones, which are mostly
+noise: on yeast 64 axes, and still more 128, trained worse than all 384 channels. So the axes are turned within the
+space that they span until each carries the same variance: nothing else changes, what is lost least of all.
 
 Sums are gathered some thousand bins at a time, so that memory holds those and one square of channels, however large
 the sample. They are taken about the first bins' mean and in float64: the variance of a channel that is large and nearly
@@ -46,7 +50,7 @@ def split_windows(
 
 
 def fit_axes(source: ShardedArray, windows: Int64[np.ndarray, " n"], dim: int, *, n_bins: int, seed: int) -> Fit:
-    """Return the `dim` axes of the largest variance.
+    """Return `dim` axes that span the directions of the largest variance, each carrying the same share of it.
 
     Parameters
     ----------
@@ -113,12 +117,46 @@ def _largest(sums: _Sums, dim: int) -> Pca:
     mean = sums.first / sums.n
     covariance = sums.second / sums.n - np.outer(mean, mean)
     values, vectors = np.linalg.eigh(covariance)
-    axes = vectors[:, ::-1][:, :dim].T
+    kept, total = np.maximum(values[::-1][:dim], 0), np.maximum(values, 0).sum()
+    axes = evened(vectors[:, ::-1][:, :dim].T, kept)
     largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=1)[:, None], axis=1)
     axes = axes * np.where(largest < 0, -1.0, 1.0)  # an axis has no direction of its own: its largest part is positive
-    kept, total = np.maximum(values[::-1][:dim], 0), np.maximum(values, 0).sum()
     share = kept / total if total > 0 else np.zeros(dim)
     return Pca(*(part.astype(np.float32) for part in (sums.origin + mean, axes, share)))
+
+
+def evened(axes: Float64[np.ndarray, "d c"], variance: Float64[np.ndarray, " d"]) -> Float64[np.ndarray, "d c"]:
+    """Turn principal axes within the space that they span, so that each carries the same variance.
+
+    Parameters
+    ----------
+    axes
+        Orthonormal rows, uncorrelated on the sample.
+    variance
+        Along each.
+
+    Notes
+    -----
+    Turning the axis with the least and the one with the most variance in their plane gives the first the mean exactly;
+    it is done then, and one axis fewer is left. So is Horn's theorem on the diagonals of rotated matrices proved (Horn
+    1954, American Journal of Mathematics 76).
+    """
+    axes, covariance = axes.copy(), np.diag(variance).astype(np.float64)
+    mean, left = float(variance.mean()), list(range(len(variance)))
+    while len(left) > 1:
+        diagonal = covariance.diagonal()[left]
+        low, high = left[int(diagonal.argmin())], left[int(diagonal.argmax())]
+        if diagonal.max() - diagonal.min() <= 1e-12 * mean:
+            break
+        above, both = covariance[high, high] - mean, covariance[low, high]
+        tangent = (-both + np.sqrt(both**2 + above * (mean - covariance[low, low]))) / above
+        turn = np.array([[1, tangent], [-tangent, 1]]) / np.hypot(1, tangent)
+        pair = [low, high]
+        axes[pair] = turn @ axes[pair]
+        covariance[pair] = turn @ covariance[pair]
+        covariance[:, pair] = covariance[:, pair] @ turn.T
+        left.remove(low)
+    return axes
 
 
 def reconstruction_rms(pairs: Iterable[tuple[Float32[np.ndarray, "n c"], Float32[np.ndarray, "n c"]]]) -> float:
