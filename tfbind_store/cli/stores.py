@@ -154,7 +154,7 @@ def _array_notes(arrays: Sequence[Mapping[str, Any]]) -> list[str]:
     for array in arrays:
         if array["projected"]:
             lost = array["projected"]["reconstruction_rms"]
-            share = f"{lost:.2%}" if isinstance(lost, int | float) else "it is not said how much"
+            share = f"{lost:.2%}" if isinstance(lost, int | float) else "an unknown share"
             lines.append(f"{array['name']}: made from {array['projected']['source'] or 'nothing'}, {share} lost (rms)")
         if "pointwise" in array["on_reading"]:
             lines.append(f"{array['name']}: the trunk's last layer is applied as rows are read")
