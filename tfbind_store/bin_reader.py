@@ -45,20 +45,22 @@ class BinReader:
         """Return the embeddings of global bins."""
         if not isinstance(self.array, DecodedArray):
             return self._there(self.array.gather_bins(bins)[:, 0])
+        layer = self._layer  # before anything of its size
         out = torch.empty(len(bins), self.array.shape[-1], dtype=torch.float16, device=self.device)
         step = ROWS_AT_ONCE.get(self.device.type, ROWS_AT_ONCE["cuda"])
         with torch.no_grad(), torch.autocast(self.device.type, enabled=False), exact_float32(self.device):
             for at in range(0, len(bins), step):
-                out[at : at + step] = self._decoded(self.array.stored_bins(bins[at : at + step]))
+                values = self._decoded(self.array.stored_bins(bins[at : at + step]))
+                out[at : at + step] = values if layer is None else layer(values.float())
         return out
 
-    def _decoded(self, stored: StoredBins) -> Float[Tensor, "k d"]:
+    def _decoded(self, stored: StoredBins) -> Float16[Tensor, "k s"]:
         values = self._there(stored.values)
         if stored.scales is not None:
             middle, step = (self._there(part).float() for part in stored.scales)
             which = self._there(stored.which)
             values = values.float().mul_(step[which]).add_(middle[which]).half()
-        return values if self._layer is None else self._layer(values.float())
+        return values
 
     @cached_property
     def _layer(self) -> _Layer | None:

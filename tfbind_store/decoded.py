@@ -102,14 +102,14 @@ class DecodedArray(ShardedArray):
 
     def gather_bins(self, first_global_bin: Int64[np.ndarray, " k"], n_bins: int = 1) -> Float16[np.ndarray, "k n dim"]:
         """Read `n_bins` consecutive bins from each global bin on, across window edges where they cross."""
-        first = np.asarray(first_global_bin, dtype=np.int64)
+        first, layer = np.asarray(first_global_bin, dtype=np.int64), self.pointwise  # before anything of its size
         out = np.empty((len(first), n_bins, self.shape[-1]), dtype=np.float16)
         step = max(1, _ROWS_AT_ONCE // n_bins)
         for at in range(0, len(first), step):
             part = first[at : at + step]
             values = _numbers(self.stored_bins((part[:, None] + np.arange(n_bins)).ravel()))
-            if self.pointwise is not None:
-                values = self.pointwise(values)
+            if layer is not None:
+                values = layer(values)
             out[at : at + step] = values.reshape(len(part), n_bins, -1)
         return out
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.contracts import TinyGenome
+from tests.contracts import TinyGenome, WindowEmbedderContract
 from tests.precompute.small import make_store
 from tfbind_store.errors import ConfigError, DamagedShard, StoreMissing
 from tfbind_store.loci import Grid, Tiling
@@ -53,6 +53,25 @@ def test_without_options_an_embedder_is_left_as_it_is():
     plain = make_window_embedder("enformer", ENFORMER).spec("g", GRID)
     usual = make_window_embedder("enformer", {**ENFORMER, "shift_bp": 0, "int8": False}).spec("g", GRID)
     assert plain.fingerprint == usual.fingerprint
+
+
+class TestBothStrandsOfAModuleKeepTheContract(WindowEmbedderContract):
+    tolerance = 1e-6
+
+    @pytest.fixture
+    def embedder(self):
+        return make_window_embedder("module", {**MODULE, "strand": "mean", "shift_bp": 5})
+
+    def with_batch_size(self, size):
+        return make_window_embedder("module", {**MODULE, "strand": "mean", "shift_bp": 5, "batch_size": size})
+
+
+class TestAHalvedEnformerKeepsTheContract(WindowEmbedderContract):
+    tolerance = 1e-5
+
+    @pytest.fixture
+    def embedder(self):
+        return make_window_embedder("enformer", {**HALVED, "shift_bp": -5, "int8": True})
 
 
 class TestShift:
