@@ -29,6 +29,7 @@ from tfbind_store.errors import ConfigError, NoSpace, StoreExists, TrainingError
 from tfbind_store.feed import permuted
 from tfbind_store.heads.losses import LossConfig, cell_losses
 from tfbind_store.learning.optimiser import adamw, clip, set_rate
+from tfbind_store.learning.passes import Place, endless
 from tfbind_store.learning.runlog import RunLog
 from tfbind_store.learning.schedule import Schedule
 from tfbind_store.learning.state import optimizer_tensors, put_back, read_state, restore_optimizer, write_state
@@ -279,7 +280,7 @@ class _Trainer:
         self.schedule = Schedule(warmup=config.warmup, n_steps=self.total)
         self.log = RunLog(out)
         self.step, self.seconds = 0, 0.0
-        self.cursor = (0, 0)  # pass, and its first stretch that no step has read
+        self.cursor = Place()
         self.recent: list[float] = []  # losses, of one pass at most
         self.validation: dict[str, float] = {}
 
@@ -303,11 +304,11 @@ class _Trainer:
         if counters["identity"] != self.identity:
             fix = "choose another folder, or --overwrite"
             raise ConfigError("a stopped run in this folder has another config or selection", where=str(path), fix=fix)
-        put_back(path, self.model, groups["trunk"], doubled=DOUBLED)
+        put_back(path, self.model, groups["trunk"], left_out=[DOUBLED])
         put_back(path, self.output, groups["output"])
         restore_optimizer(path, self.optimizer, self.named, groups.get("optimizer", {}))
         self.step, self.seconds, self.recent = counters["step"], counters["seconds"], counters["recent"]
-        self.cursor = (counters["pass"], counters["first"])
+        self.cursor = Place(*counters["cursor"])
         self.log.rewind(self.step)
         _log.info("resumed at step %d", self.step)
         return True
@@ -319,8 +320,7 @@ class _Trainer:
             "step": self.step,
             "seconds": self.seconds,
             "recent": self.recent,
-            "pass": self.cursor[0],
-            "first": self.cursor[1],
+            "cursor": list(self.cursor),
         }
         groups = {
             "trunk": trunk_tensors(self.model),
@@ -358,19 +358,11 @@ class _Trainer:
             line |= self._validate(valid)
         self.log.write({**line, "seconds": round(self.seconds, 1)})
 
-    def _batches(self) -> Iterator[tuple[tuple[int, int], list[Stretch]]]:
-        """Yield (where the next batch begins, stretches); pass number i is the same in every process."""
-        number, first = self.cursor
-        queue: list[Stretch] = []
-        while True:
-            one_pass = self.feed.one_pass(np.random.default_rng([self.config.seed, number]))
-            while first < len(one_pass):
-                taken = one_pass[first : first + self.config.batch_size - len(queue)]
-                queue, first = queue + taken, first + len(taken)
-                if len(queue) == self.config.batch_size:
-                    yield (number, first), queue
-                    queue = []
-            number, first = number + 1, 0
+    def _batches(self) -> Iterator[tuple[Place, list[Stretch]]]:
+        return endless(self._pass, self.config.batch_size, self.cursor)
+
+    def _pass(self, number: int) -> list[Stretch]:
+        return self.feed.one_pass(np.random.default_rng([self.config.seed, number]))
 
     def _one_step(self, stretches: list[Stretch], share: float) -> None:
         set_rate(self.optimizer, self.config.lr * self.schedule.rate(share))

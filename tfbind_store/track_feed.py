@@ -54,6 +54,10 @@ class TrackFeed:
     window_bp: int
     reverse_complement: bool = True
     random_offset: bool = True
+    context_bp: int = 0
+    """Bases that are read on both sides of the labelled ones."""
+    shift_bp: int = 0
+    """Each stretch is moved by up to so many bases, its labels with it."""
 
     def __post_init__(self) -> None:
         assert self.window_bp % self.bin_bp == 0, "a stretch holds whole bins"
@@ -77,7 +81,8 @@ class TrackFeed:
             offset = int(rng.integers(self.window_bp)) if self.random_offset else 0
             for start in range(-offset, length, self.window_bp):
                 is_reverse = bool(rng.integers(2)) and self.reverse_complement
-                stretches.append(Stretch(chrom, start, is_reverse))
+                shift = int(rng.integers(-self.shift_bp, self.shift_bp + 1)) if self.shift_bp else 0
+                stretches.append(Stretch(chrom, start + shift, is_reverse))
         return [stretches[index] for index in rng.permutation(len(stretches))]
 
     def batch(self, stretches: Sequence[Stretch]) -> TrackBatch:
@@ -101,7 +106,8 @@ class TrackFeed:
 
     def _example(self, stretch: Stretch) -> tuple[UInt8[np.ndarray, " bp"], Float32[np.ndarray, "n tracks"]]:
         chrom = self.chrom_name(stretch)
-        codes = np.asarray(self.genome.codes(chrom, stretch.start, stretch.start + self.window_bp))
+        begin, end = stretch.start - self.context_bp, stretch.start + self.window_bp + self.context_bp
+        codes = np.asarray(self.genome.codes(chrom, begin, end))
         labels = self._labels(stretch)
         if stretch.is_reverse:
             return COMPLEMENT[codes[::-1]], labels[::-1]

@@ -130,7 +130,11 @@ def validate(head: Head, material: Material, loss: LossConfig) -> dict[str, floa
         return {}
     pairs = valid.experiments
     blocks = score_bins(head, material.source, pairs.factor_id, pairs.biotype_id, valid.bins)
-    scores = np.concatenate([block.scores for block in blocks])
+    return judge(valid, np.concatenate([block.scores for block in blocks]), loss)
+
+
+def judge(valid: Validation, scores: Float32[np.ndarray, "k p"], loss: LossConfig) -> dict[str, float]:
+    """Return the mean loss, and the medians over experiments of how well `scores` rank their bound bins."""
     cells = cell_losses(loss, torch.from_numpy(scores), torch.from_numpy(valid.labels))
     n_labelled = int((~np.isnan(valid.labels)).sum())
     per_pair = [score_binary(valid.labels[:, place], scores[:, place]) for place in range(scores.shape[1])]

@@ -14,13 +14,17 @@ It updates BatchNorm's running statistics as the plain forward does. Embedding g
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from enformer_pytorch import Enformer
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tfbind_store.precompute.enformer import crop_bins
 
 GELU_SLOPE = 1.702
 
@@ -39,11 +43,64 @@ def train_features(
     dtype
         Of the convolutions and products; weights and statistics stay as they are.
     """
-    x = _tower(model, sequence.to(dtype))
+    return live_features(model, sequence, n_bins=None, dtype=dtype)
+
+
+def live_features(
+    model: Enformer,
+    sequence: Float[Tensor, "b l 4"],
+    *,
+    n_bins: int | None,
+    final: bool = True,
+    dtype: torch.dtype = torch.float32,
+    checkpointing: bool = False,
+) -> Float[Tensor, "b n d"]:
+    """Return the trunk's output for the `n_bins` centre bins, or for all.
+
+    Parameters
+    ----------
+    final
+        False stops before the last pointwise layer: the embedder's tap ``transformer``.
+    checkpointing
+        Keep only what lies between blocks, of the convolutions too, and compute each block again on the way back.
+    """
+    return in_blocks(model, sequence, n_bins=n_bins, final=final, dtype=dtype, run=_twice if checkpointing else _once)
+
+
+def in_blocks(
+    model: Enformer,
+    sequence: Float[Tensor, "b l 4"],
+    *,
+    n_bins: int | None,
+    final: bool,
+    dtype: torch.dtype,
+    run: Callable[..., Tensor],
+) -> Float[Tensor, "b n d"]:
+    """Return what `live_features` does; every block goes through ``run(function, module, input)``."""
     full = model.stem[0].weight.dtype
-    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        x = model.final_pointwise(model.transformer(x.to(full)))
+    x = run(_stem, model.stem, sequence.to(dtype))
+    for layer in model.conv_tower:
+        x = run(_layer, layer, x)
+    x = x[:, :, 0].transpose(1, 2).to(full)
+    kind = "cpu" if x.is_meta else x.device.type
+    with torch.autocast(kind, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        for block in model.transformer:
+            x = run(_apply, block, x)
+        x = x if n_bins is None else crop_bins(x, n_bins)
+        x = run(_apply, model.final_pointwise, x) if final else x
     return cast(Tensor, x.to(full))
+
+
+def _once(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    return function(*inputs)
+
+
+def _twice(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    return cast(Tensor, checkpoint(function, *inputs, use_reentrant=False))
+
+
+def _apply(module: nn.Module, x: Tensor) -> Tensor:
+    return cast(Tensor, module(x))
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
@@ -62,14 +119,14 @@ def _cpu_flags() -> str:
         return ""
 
 
-def _tower(model: Enformer, sequence: Float[Tensor, "b l 4"]) -> Float[Tensor, "b n c"]:
-    stem = model.stem
-    x = _first_convolution(sequence, stem[0])
-    x = _pool(x + _block(x, stem[1].fn), stem[2])
-    for layer in model.conv_tower:
-        x = _block(x, layer[0])
-        x = _pool(x + _block(x, layer[1].fn), layer[2])
-    return x[:, :, 0].transpose(1, 2)
+def _stem(stem: nn.Sequential, sequence: Float[Tensor, "b l 4"]) -> Float[Tensor, "b c 1 half"]:
+    x = _first_convolution(sequence, cast(nn.Conv1d, stem[0]))
+    return _pool(x + _block(x, cast(Any, stem[1]).fn), stem[2])
+
+
+def _layer(layer: nn.Sequential, x: Float[Tensor, "b c 1 l"]) -> Float[Tensor, "b k 1 half"]:
+    x = _block(x, cast(nn.Sequential, layer[0]))
+    return _pool(x + _block(x, cast(Any, layer[1]).fn), layer[2])
 
 
 def _first_convolution(sequence: Float[Tensor, "b l 4"], conv: nn.Conv1d) -> Float[Tensor, "b c 1 l"]:

@@ -16,6 +16,7 @@ from tfbind_store.cli import (
     running,
     selecting,
     stores,
+    tuning,
 )
 from tfbind_store.cli.frame import MainGroup
 
@@ -49,6 +50,7 @@ for command in (
     keeping.gc,
     keeping.rebuild_catalog,
     learning.train,
+    tuning.finetune,
     learning.evaluate,
     learning.report,
     running.demo,

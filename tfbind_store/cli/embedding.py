@@ -12,6 +12,7 @@ import click
 
 from tfbind_store.cli.frame import Command, Kept, emit, json_option, key_values, listed, size_text, toml_value
 from tfbind_store.cli.stores import STORE
+from tfbind_store.cli.tuning import show_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,9 +53,17 @@ def embedder_options(function: Kept) -> Kept:
 @STORE
 @click.argument("what", type=click.Choice(["windows"]), default="windows")
 @embedder_options
+@click.option("--finetune", "run", metavar="RUN", help="Show the memory of fine-tuning this run and its trunk instead.")
 @json_option
-def plan(store: Path, what: str, retry_failed: bool, as_json: bool, **options: Any) -> None:
-    """Show what `tfbind embed` would do, without doing it: windows, shards, bytes, free disk, time."""
+def plan(store: Path, what: str, run: str | None, retry_failed: bool, as_json: bool, **options: Any) -> None:
+    """Show what `tfbind embed` would do, without doing it: windows, shards, bytes, free disk, time.
+
+    With --finetune RUN --checkpoint TRUNK: the memory that each mode of fine-tuning needs; --set windows_per_step=4.
+    """
+    if run is not None:
+        trunk = Path(options["checkpoint"]) if options["checkpoint"] else None
+        show_memory(store, run, trunk, options["settings"], as_json=as_json)
+        return
     from tfbind_store.precompute.run import plan_windows
     from tfbind_store.store import Store
 

@@ -83,6 +83,7 @@ def pretrain(
 @click.option("--proteins", metavar="ARRAY", help="Embeddings of proteins, where the store has several.")
 @click.option("--contexts", metavar="ARRAY", help="Embeddings of texts, where the store has several.")
 @click.option("--permute-labels", is_flag=True, default=None, help="The control: peaks at random places.")
+@click.option("--tracker", "trackers", multiple=True, help="tensorboard or wandb, beside the log. Repeatable.")
 @click.option("--device", help="cpu or cuda.  [default: auto]")
 @click.option("--seed", type=int, help="Decides weights, order and dropout.  [default: 0]")
 @click.option("--overwrite", is_flag=True, help="Begin anew whatever is there.")
@@ -111,6 +112,8 @@ def train(
 
     chosen = configured(TrainConfig, config, given, settings)
     result = train_head(Store.open(store, verify=verify), selection, chosen, run_name, overwrite=overwrite)
+    if result.rank:  # of several processes, the first one speaks
+        return
     resumed = ", resumed" if result.was_resumed else ""
     text = [
         f"run: {result.path}, {result.steps:,} steps in {result.seconds:.0f} s{resumed}",

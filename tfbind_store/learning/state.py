@@ -58,20 +58,20 @@ def read_state(path: Path) -> SavedState:
     return SavedState(counters, groups)
 
 
-def put_back(path: Path, model: nn.Module, weights: Mapping[str, Tensor], *, doubled: str | None = None) -> None:
-    """Load saved weights into `model`; names that begin with `doubled` are second names and not in the file.
+def put_back(path: Path, model: nn.Module, weights: Mapping[str, Tensor], *, left_out: Sequence[str] = ()) -> None:
+    """Load saved weights into `model`; names that begin with one of `left_out` are not in the file.
 
     Raises
     ------
     CheckpointError
         If the weights are of another model.
     """
-    own = {name for name in model.state_dict() if doubled is None or doubled not in name}
+    own = {name for name in model.state_dict() if not name.startswith(tuple(left_out))}
     odd = own.symmetric_difference(weights)
     if odd:
         raise _unreadable(path, ValueError(f"weights of another model: {sorted(odd)[0]}"))
     try:
-        model.load_state_dict(dict(weights), strict=doubled is None)
+        model.load_state_dict(dict(weights), strict=not left_out)
     except RuntimeError as error:
         raise _unreadable(path, error) from error
 

@@ -123,6 +123,7 @@ class EsmEmbedder(ResidueEmbedder):
             "unknown_letters": "J as X",
         }
         super().__init__(wrapped, options, name="esm", identity=identity)
+        self.module, self.alphabet = model, alphabet
 
 
 class EsmModel:

@@ -162,14 +162,15 @@ class ResidueEmbedder:
         require_list(sequences)
         for group in batches(sequences, LOOK_AHEAD):
             letters = [residues(sequence) for sequence in group]
-            stretches = [stretch for place, protein in enumerate(letters) for stretch in self._cut(place, protein)]
+            stretches = [stretch for place, protein in enumerate(letters) for stretch in self.cut(place, protein)]
             yield from self._embed(letters, stretches)
 
     def release(self) -> None:
         """Give the device's memory back until the next call of `embed`."""
         self.model.release()
 
-    def _cut(self, place: int, letters: str) -> list[Stretch]:
+    def cut(self, place: int, letters: str) -> list[Stretch]:
+        """Return the stretches in which protein number `place` is read."""
         if len(letters) > self.window and self.options.long_proteins == "refuse":
             raise ProteinError(
                 f"{len(letters):,} residues, the model reads {self.window:,} at once",
