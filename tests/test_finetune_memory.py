@@ -39,7 +39,7 @@ def test_more_that_trains_needs_more(found):
         assert less.kept_bytes < more.kept_bytes
         assert less.optimizer_bytes < more.optimizer_bytes
         assert less.weights_bytes == more.weights_bytes
-    assert found["all"].checkpointed_bytes < found["all"].kept_bytes / 3
+    assert found["all"].checkpointed_bytes < found["all"].kept_bytes * 0.6  # the stem, the largest block, is half of it
 
 
 @pytest.mark.parametrize("mode", ["layernorm", "last:1", "all"])

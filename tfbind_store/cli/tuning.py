@@ -23,7 +23,7 @@ from tfbind_store.errors import ConfigError
 @click.argument("trunk", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(
-    "--mode", metavar="MODE", help="layernorm, last:N, all, or head for the head alone.  [default: layernorm]"
+    "--mode", metavar="MODE", help="layernorm, last:N, all, or head.  [default: layernorm]"
 )
 @click.option("--run", "new_run", metavar="NAME", help="Name of the new run.  [default: RUN-tuned]")
 @click.option("--steps", type=int, help="Optimizer steps.  [default: 500]")
@@ -48,8 +48,8 @@ def finetune(
 ) -> None:
     """Train the head of RUN and its TRUNK on together, end to end; a stopped run goes on.
 
-    Writes a new trunk into the folder OUT and a new run beside RUN. The new head reads embeddings of the new trunk: they
-    are to be made with `tfbind embed` before it is evaluated. TRUNK must be what RUN's embeddings were made with.
+    Writes a new trunk into the folder OUT and a new run beside RUN. The new head reads embeddings of the new trunk,
+    which `tfbind embed` makes before it is evaluated. TRUNK must be what the embeddings of RUN were made with.
     """
     from tfbind_store.finetune import FinetuneConfig, finetune_run
     from tfbind_store.store import Store
