@@ -48,6 +48,8 @@ from tfbind_store.scoring import LoadedRun, load_run
 from tfbind_store.store import Store
 from tfbind_store.train_material import judge
 
+__all__ = ["FinetuneConfig", "FinetuneResult", "finetune_run"]
+
 HEAD_FILE, CONFIG_FILE = "head.safetensors", "config.toml"
 STATE_FILE, BEST_FILE, PROTEINS_FOLDER = "state.safetensors", "best.safetensors", "proteins"
 LEFT_OUT: dict[str, tuple[str, ...]] = {"head": (), "trunk": (DOUBLED,), "proteins": NOT_USED}

@@ -59,7 +59,7 @@ def set_trunk_mode(trunk: nn.Module, mode: str, *, dropout: float = 0.0) -> list
     elif mode == "layernorm":
         free_layernorms(trunk)
     elif found := LAST.fullmatch(mode):
-        for block in list(trunk.transformer)[-int(found[1]) :]:  # type: ignore[call-overload]
+        for block in list(trunk.transformer.children())[-int(found[1]) :]:  # type: ignore[union-attr]
             block.requires_grad_(True)
     for name, module in trunk.named_modules():
         if isinstance(module, _BatchNorm) or name.startswith(HEADS.rstrip(".")):

@@ -88,7 +88,7 @@ def in_blocks(
             x = run(_apply, block, x)
         x = x if n_bins is None else crop_bins(x, n_bins)
         x = run(_apply, model.final_pointwise, x) if final else x
-    return cast(Tensor, x.to(full))
+    return x.to(full)
 
 
 def _once(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
