@@ -46,7 +46,7 @@ LAYERS: list[list[set[str]]] = [
             "transforms",
         },
     ],
-    [{"genome"}, {"peaks"}, {"factors"}, {"contexts"}, {"fetch"}],
+    [{"genome"}, {"peaks"}, {"factors"}, {"contexts"}, {"fetch"}, {"tracks", "track_tables"}],
     [{"names"}],
     [
         {"loci"},

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import numpy as np
+import pyBigWig
 import pytest
 from click.testing import CliRunner, Result
 
@@ -55,6 +56,15 @@ def write_inputs(folder: Path) -> None:
     (folder / "experiments.tsv").write_text("experiment\tlaboratory\nE0.REB1.BY4741\tours\n")
     (folder / "promoters.bed").write_text("chrI\t100\t600\tfirst\n")
     (folder / "blacklist.bed").write_text("chr1\t23000\t23500\n")
+    (folder / "tracks").mkdir()
+    for track in ("SRX1", "SRX2"):
+        bigwig = pyBigWig.open(str(folder / "tracks" / f"{track}.bw"), "w")
+        bigwig.addHeader([("I", CHROM_BP), ("II", CHROM_BP)])
+        for chrom in ("I", "II"):
+            bigwig.addEntries(chrom, 0, values=rng.random(CHROM_BP // 2).tolist(), span=2, step=2)
+        bigwig.close()
+    (folder / "experimentList.tab").write_text("SRX1\tR64\tTFs and others\tREB1\tYeast\tBY4741\tx\ty\n")
+    (folder / "signals.tsv").write_text("track\tbiotype\nSRX2\tBY4741\n")
     (folder / "motifs.jaspar").write_text(
         ">MA0363.1\tREB1\n" + "".join(f"{b} [ {' '.join(str(9 * (b == c)) for c in 'CGGGTAA')} ]\n" for b in "ACGT")
     )

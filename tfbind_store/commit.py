@@ -128,10 +128,14 @@ def _require_fits(
     if len(states) != layout.windows_in(shard_id):
         raise EmbeddingError(f"{len(states)} states for {layout.windows_in(shard_id)} windows", where=where)
     for place, state in enumerate(states):
-        if state is WindowState.ok and largest_magnitude(_rows_of(layout, data, place)) is None:
+        if state is WindowState.ok and _largest(layout, data, place) is None:
             window = shard_id * layout.windows_per_shard + place
             fix = "record the window as failed, with its reason"
             raise EmbeddingError(f"window {window} holds a value that is not finite", where=where, fix=fix)
+
+
+def _largest(layout: ArrayLayout, rows: Shaped[np.ndarray, "rows ..."], place: int) -> float | None:
+    return largest_magnitude(_rows_of(layout, rows, place), may_be_nan=layout.may_hold_nan)
 
 
 def _rows_of(layout: ArrayLayout, rows: Shaped[np.ndarray, "rows ..."], place: int) -> Shaped[np.ndarray, "w ..."]:
@@ -239,7 +243,7 @@ def _commit(
     path = layout.shard_path(shard_id)
     temporary = write_temporary(path, parts, fs=fs)
     magnitudes = [
-        largest_magnitude(_rows_of(layout, content.rows, place))
+        _largest(layout, content.rows, place)
         for place, state in enumerate(content.states)
         if state is WindowState.ok
     ]

@@ -21,7 +21,7 @@ import numpy as np
 from tfbind_store.durable import read_regular
 from tfbind_store.errors import DamagedShard, FormatVersionError, StoreMissing
 from tfbind_store.on_reading import Reading
-from tfbind_store.spec import EmbeddingSpec
+from tfbind_store.spec import MEASURED, EmbeddingSpec
 
 ARRAY_FORMAT = 1
 ATTRIBUTE = "tfbind_store"
@@ -56,6 +56,11 @@ class ArrayLayout:
     def dtype(self) -> np.dtype[Any]:
         """Stored dtype, little-endian."""
         return np.dtype(self.spec.dtype).newbyteorder("<")
+
+    @property
+    def may_hold_nan(self) -> bool:
+        """Whether NaN is a value like others: nothing was measured there."""
+        return self.spec.kind in MEASURED
 
     @property
     def fill(self) -> float:

@@ -161,7 +161,8 @@ def _good_windows(layout: ArrayLayout, receipt: Receipt) -> dict[int, bytes]:
             with contextlib.suppress(DamagedShard, OSError):
                 data = read_window(layout, receipt.shard_id, place, descriptor) if digest else b""
                 values = np.frombuffer(data, dtype=layout.dtype)
-                if digest and window_hash(data) == digest and largest_magnitude(values) is not None:
+                largest = largest_magnitude(values, may_be_nan=layout.may_hold_nan)
+                if digest and window_hash(data) == digest and largest is not None:
                     good[place] = data
     finally:
         os.close(descriptor)

@@ -150,22 +150,25 @@ CREATE TABLE data.loci (
     split     VARCHAR,
     source_id INTEGER NOT NULL
 );
-CREATE TABLE data.tracks (
-    track_id   INTEGER PRIMARY KEY,
-    track      VARCHAR NOT NULL UNIQUE,
-    role       VARCHAR NOT NULL,           -- label or signal
-    factor_id  INTEGER,
-    biotype_id INTEGER,
-    assay      VARCHAR,
-    array_name VARCHAR,
-    row_index  INTEGER,
-    source_id  INTEGER NOT NULL
+CREATE TABLE data.tracks (                 -- rows of tracks/<name>.zarr (labels) and signals/<name>.zarr (inputs)
+    array_name    VARCHAR NOT NULL,
+    row_index     INTEGER NOT NULL,
+    track         VARCHAR NOT NULL,
+    role          VARCHAR NOT NULL,        -- label or signal
+    experiment_id INTEGER,                 -- NULL of a track that is of no factor, such as ATAC
+    biotype_id    INTEGER,
+    assay         VARCHAR,
+    assembly      VARCHAR,
+    n_bins        BIGINT NOT NULL,         -- that have a number
+    metadata      VARCHAR NOT NULL,        -- JSON {column: text}
+    source_id     INTEGER NOT NULL,
+    PRIMARY KEY (array_name, row_index)
 );
 
 -- arrays ---------------------------------------------------------------------------------------------------------
 CREATE TABLE data.arrays (
     array_name  VARCHAR PRIMARY KEY,       -- path inside the store without .zarr, e.g. embeddings/windows
-    kind        VARCHAR NOT NULL,          -- windows, proteins, contexts
+    kind        VARCHAR NOT NULL,          -- windows, proteins, contexts, tracks, signals
     fingerprint VARCHAR NOT NULL,
     spec        VARCHAR NOT NULL,          -- canonical JSON
     shape       BIGINT[] NOT NULL,         -- rows first
@@ -245,4 +248,11 @@ CREATE VIEW blacklist AS
 CREATE VIEW loci AS
     SELECT set_name, chrom, start_bp AS start, end_bp AS "end", name, split
     FROM data.loci JOIN data.chromosomes USING (chrom_id);
+CREATE VIEW tracks AS
+    SELECT t.track, t.role, t.array_name, t.row_index, e.experiment, f.factor, b.biotype, t.assay, t.assembly, t.n_bins,
+           t.metadata
+    FROM data.tracks t
+    LEFT JOIN data.experiments e USING (experiment_id)
+    LEFT JOIN data.factors f USING (factor_id)
+    LEFT JOIN data.biotypes b ON b.biotype_id = t.biotype_id;
 CREATE VIEW imports AS SELECT kind, path, rows_read, rows_kept, dropped, sha256 FROM data.sources ORDER BY source_id;

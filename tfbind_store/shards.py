@@ -53,13 +53,15 @@ def window_hash(values: Shaped[np.ndarray, "..."] | bytes) -> str:
     return xxhash.xxh3_64_hexdigest(values.data if isinstance(values, np.ndarray) else values)
 
 
-def largest_magnitude(values: Shaped[np.ndarray, "..."]) -> float | None:
-    """Return the largest absolute value, None if any value is not finite.
+def largest_magnitude(values: Shaped[np.ndarray, "..."], *, may_be_nan: bool = False) -> float | None:
+    """Return the largest absolute value, None if any value is not finite; NaN is passed over if it `may_be_nan`.
 
     Works on the bits: numpy has no fast arithmetic on float16, but the magnitudes of floats sort as integers do.
     """
     if values.dtype == np.int8:  # every byte is a level, a part of a scale, or nothing
         return float(np.abs(values.astype(np.int16)).max(initial=0))
+    if may_be_nan:
+        values = np.where(np.isnan(values), values.dtype.type(0), values)
     integer, limit = _BITS[values.dtype.name]
     bits = values.view(integer)
     sign = integer(1 << (bits.dtype.itemsize * 8 - 1))

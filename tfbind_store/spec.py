@@ -16,7 +16,9 @@ from typing import Any, Literal, NamedTuple
 from tfbind_store.errors import SpecError
 
 Json = Any
-ArrayKind = Literal["windows", "proteins", "contexts"]
+ArrayKind = Literal["windows", "proteins", "contexts", "tracks", "signals"]
+MEASURED: frozenset[str] = frozenset({"tracks", "signals"})
+"""Kinds whose rows are whole measured tracks, where NaN means that nothing is known."""
 SHORT_ID_LENGTH = 12
 PROJECTED = "project"
 """What a spec names as the embedder of an array that was derived from another one."""
@@ -59,7 +61,7 @@ class EmbeddingSpec:
     """Everything that decides the numbers in one embedding array."""
 
     kind: ArrayKind
-    """What is embedded: genome windows, proteins or context texts."""
+    """What is embedded: genome windows, proteins or context texts; or measured: tracks, signals."""
     embedder: str
     """Registry name, for example ``enformer``."""
     dim: int

@@ -39,19 +39,25 @@ from tfbind_store.receipts import Completeness
 from tfbind_store.residues import FactorBatch, FactorProteins
 from tfbind_store.sequences import FactorSequences
 from tfbind_store.snapshots import Snapshots
-from tfbind_store.spec import SHORT_ID_LENGTH, ArrayKind, EmbeddingSpec
+from tfbind_store.spec import MEASURED, SHORT_ID_LENGTH, ArrayKind, EmbeddingSpec
 
 __all__ = ["ArrayInfo", "FactorBatch", "FactorProteins", "Store", "StoreMeta"]
 _log = logging.getLogger(__name__)
-FOLDERS: Final[dict[ArrayKind, str]] = {"windows": "embeddings", "proteins": "proteins", "contexts": "contexts"}
+FOLDERS: Final[dict[ArrayKind, str]] = {
+    "windows": "embeddings",
+    "proteins": "proteins",
+    "contexts": "contexts",
+    "tracks": "tracks",
+    "signals": "signals",
+}
 _CONTEXT_ROWS = """
     SELECT b.biotype_id, b.biotype, r.row_index
     FROM data.biotypes b
     LEFT JOIN data.contexts c USING (biotype_id)
     LEFT JOIN data.context_rows r ON r.sha256 = sha256(c.text) AND r.array_name = ?
 """
-CHUNK_ROWS: Final[dict[ArrayKind, int]] = {"windows": 1, "proteins": 64, "contexts": 1}
-"""Rows per inner chunk: a window, a text, a short run of residues."""
+CHUNK_ROWS: Final[dict[ArrayKind, int]] = {"windows": 1, "proteins": 64, "contexts": 1, "tracks": 1, "signals": 1}
+"""Rows per inner chunk: a window, a text, a track, a short run of residues."""
 
 
 class ArrayInfo(NamedTuple):
@@ -330,6 +336,8 @@ class Store:
             if layout.shape[:2] != wanted:
                 what = f"shape {layout.shape}, the store has {wanted[0]} windows of {wanted[1]} rows"
                 raise SpecError(what, where=name)
+        if layout.spec.kind in MEASURED and layout.shape[1:] != (self.tiling.n_windows, self.grid.n_bins):
+            raise SpecError(f"rows of shape {layout.shape[1:]} are not the store's windows and bins", where=name)
         receipts_dir = self.receipts_dir(name, layout.fingerprint)
         how: dict[str, Any] = {"name": name, "verify": verify or self.verify, "on_damage": on_damage}
         return open_array(path, receipts_dir, layout.spec.identity, store_path=self.path, **how)
@@ -337,7 +345,7 @@ class Store:
     def _require_own(self, spec: EmbeddingSpec, name: str) -> None:
         if FOLDERS[spec.kind] != name.partition("/")[0]:
             raise SpecError(f"an array of {spec.kind} under the name {name!r}", where=str(self.path))
-        if spec.kind != "windows":
+        if spec.kind != "windows" and spec.kind not in MEASURED:
             return
         fix = "make another store for it: tfbind init"
         if spec.genome != self.meta.genome:

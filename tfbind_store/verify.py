@@ -230,7 +230,7 @@ def _byte_problems(layout: ArrayLayout, receipt: Receipt, descriptor: int, *, is
             what = "" if is_empty else f"window {first + place} is {state} but holds numbers"
         elif window_hash(data) != digest:
             what = f"window {first + place} does not hash to what its receipt says"
-        elif (magnitude := largest_magnitude(values)) is None:
+        elif (magnitude := largest_magnitude(values, may_be_nan=layout.may_hold_nan)) is None:
             what = f"window {first + place} holds a value that is not finite"
         else:
             largest = max(largest, magnitude)

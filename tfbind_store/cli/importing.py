@@ -187,3 +187,109 @@ def import_blacklist(store: Path, path: Path, as_json: bool, **options: Any) -> 
     from tfbind_store.store import Store
 
     _print_report(ingest.import_blacklist(Store.open(store), path, **options), as_json=as_json)
+
+
+def _binning(function: Kept) -> Kept:
+    """Add the options of bigWigs: what is of what, and how bases become bins."""
+    options = [
+        STORE,
+        click.argument("path", metavar="FOLDER", type=click.Path(path_type=Path)),
+        click.option(
+            "--annotation",
+            required=True,
+            type=click.Path(path_type=Path),
+            help="experimentList.tab of ChIP-Atlas, metadata.tsv of ENCODE, or a table with a column 'track'.",
+        ),
+        click.option("--assembly", help="Rows of this assembly only."),
+        click.option("--biotype", help="Biotype of rows that name none."),
+        click.option(
+            "--statistic",
+            type=click.Choice(["mean", "sum", "max"]),
+            default="mean",
+            show_default=True,
+            help="Of the bases of a bin that have a value.",
+        ),
+        click.option("--clip", type=float, help="Soft clip: x above it becomes clip - 1 + sqrt(x - clip + 1)."),
+        click.option("--scale", type=float, default=1.0, show_default=True, help="Factor, after the clip."),
+        click.option("--log1p", is_flag=True, help="Natural logarithm of one plus the number, at the end."),
+        click.option("--aliases", type=click.Path(path_type=Path), help="Two columns: another name, the store's name."),
+        click.option("--workers", type=click.IntRange(min=1), help="Processes; one per core where there is much."),
+        drop_option("bad_file"),
+        STRICT,
+        json_option,
+    ]
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def _gaps(default: str) -> Kept:
+    help_text = "What a base without a value is, on a chromosome that the file has."
+    return click.option(
+        "--gaps", type=click.Choice(["missing", "zero"]), default=default, show_default=True, help=help_text
+    )
+
+
+@import_.command(
+    "tracks",
+    examples=["tfbind import tracks yeast.store tracks/ --annotation experimentList.tab --name chip --statistic sum"],
+)
+@_binning
+@_gaps("missing")
+@click.option("--name", default="tracks", show_default=True, help="Of the array, tracks/NAME.")
+def import_tracks(store: Path, path: Path, as_json: bool, **options: Any) -> None:
+    """Import bigWigs as labels: one number per bin of the store's grid, NaN where nothing was measured.
+
+    Files are named TRACK.bw, or by the table's column 'path'. A bigWig of another assembly is refused before anything
+    is written. Stop it at any time: the same command goes on.
+    """
+    from tfbind_store import ingest
+    from tfbind_store.store import Store
+
+    _print_report(ingest.import_tracks(Store.open(store), path, **options), as_json=as_json)
+
+
+@import_.command(
+    "signals",
+    examples=["tfbind import signals yeast.store tracks/ --annotation signals.tsv --name atac --log1p"],
+)
+@_binning
+@_gaps("zero")
+@click.option("--name", default="signals", show_default=True, help="Of the array, signals/NAME.")
+def import_signals(store: Path, path: Path, as_json: bool, **options: Any) -> None:
+    """Import bigWigs of biotypes, such as ATAC or DNase, as inputs of a head: every row needs a biotype."""
+    from tfbind_store import ingest
+    from tfbind_store.store import Store
+
+    _print_report(ingest.import_signals(Store.open(store), path, **options), as_json=as_json)
+
+
+@import_.command(
+    "peak-tracks",
+    examples=["tfbind import peak-tracks yeast.store --name merged --by factor_biotype"],
+)
+@STORE
+@click.option("--name", default="peaks", show_default=True, help="Of the array, tracks/NAME.")
+@click.option(
+    "--by",
+    type=click.Choice(["experiment", "factor_biotype"]),
+    default="experiment",
+    show_default=True,
+    help="One track each, or the union over a factor's experiments in a biotype.",
+)
+@click.option(
+    "--number",
+    type=click.Choice(["bound", "covered", "score"]),
+    default="bound",
+    show_default=True,
+    help="1 where a summit lies; the share of bases under a peak; the highest score.",
+)
+@click.option("--factor", help="Only this factor.")
+@click.option("--biotype", help="Only this biotype.")
+@json_option
+def import_peak_tracks(store: Path, as_json: bool, **options: Any) -> None:
+    """Make tracks of labels from peaks that were imported: no bigWig is needed to train on them."""
+    from tfbind_store import ingest
+    from tfbind_store.store import Store
+
+    _print_report(ingest.import_peak_tracks(Store.open(store), **options), as_json=as_json)

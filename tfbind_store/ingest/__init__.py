@@ -1,4 +1,4 @@
-"""Bring outside files into the catalog: peaks, proteins, experiments, biotypes, loci.
+"""Bring outside files into the catalog: peaks, proteins, experiments, biotypes, loci, tracks.
 
 One function per kind of file. Each takes a store and a path and returns an `ImportReport`; each happens whole or not at
 all; the same file with the same options again changes nothing. What cannot be used is refused with counts per cause;
@@ -8,9 +8,11 @@ rows; Python sees each distinct name once.
 
 from tfbind_store.ingest.loci import import_blacklist, import_loci
 from tfbind_store.ingest.metadata import import_biotypes, import_experiments
+from tfbind_store.ingest.peak_tracks import import_peak_tracks
 from tfbind_store.ingest.peaks import import_peaks
 from tfbind_store.ingest.proteins import import_proteins
 from tfbind_store.ingest.sources import DROP_CAUSES, ImportReport
+from tfbind_store.ingest.tracks import import_signals, import_tracks
 
 __all__ = [
     "DROP_CAUSES",
@@ -19,6 +21,9 @@ __all__ = [
     "import_blacklist",
     "import_experiments",
     "import_loci",
+    "import_peak_tracks",
     "import_peaks",
     "import_proteins",
+    "import_signals",
+    "import_tracks",
 ]

@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 from tfbind_store.catalog import Catalog
 from tfbind_store.stock import IMPORTS_KEY, recorded_imports
 
-_FILE_ARGUMENTS = ("path", "experiments_tsv", "aliases", "synonyms")
+_FILE_ARGUMENTS = ("path", "annotation", "experiments_tsv", "aliases", "synonyms")
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -22,15 +22,28 @@ from tfbind_store.errors import CatalogError, TfbindError
 from tfbind_store.ingest.calls import changed_files
 from tfbind_store.ingest.loci import import_blacklist, import_loci
 from tfbind_store.ingest.metadata import import_biotypes, import_experiments
+from tfbind_store.ingest.peak_tracks import import_peak_tracks
 from tfbind_store.ingest.peaks import import_peaks
 from tfbind_store.ingest.proteins import import_proteins
 from tfbind_store.ingest.sources import digest_of
+from tfbind_store.ingest.tracks import import_signals, import_tracks
+from tfbind_store.spec import MEASURED
 from tfbind_store.store import Store
 
 Origin = Literal["inputs", "snapshot", "genome"]
 _VERBS: Mapping[str, Callable[..., object]] = {
     verb.__name__: verb
-    for verb in (import_peaks, import_proteins, import_experiments, import_biotypes, import_blacklist, import_loci)
+    for verb in (
+        import_peaks,
+        import_proteins,
+        import_experiments,
+        import_biotypes,
+        import_blacklist,
+        import_loci,
+        import_tracks,
+        import_signals,
+        import_peak_tracks,
+    )
 }
 _log = logging.getLogger(__name__)
 
@@ -103,6 +116,11 @@ def _scratch(store: Store) -> Iterator[Store]:
     with typed_errors(path):
         path.mkdir()
         (path / "genome").symlink_to("../genome")
+        (path / "receipts").mkdir()
+        for folder in MEASURED:  # tracks are binned already: their receipts tell the imports so
+            if (store.path / folder).is_dir():
+                (path / folder).symlink_to(f"../{folder}")
+                (path / "receipts" / folder).symlink_to(f"../../receipts/{folder}")
     try:
         yield Store(path, store.meta)
     finally:
@@ -113,7 +131,7 @@ def _replayed(scratch: Store, calls: list[dict[str, Any]]) -> Path:
     with scratch.writer() as catalog:
         stock.fill_genome(catalog, scratch.meta, scratch.genome, scratch.tiling)
     for call in calls:
-        _log.info("again: %s %s", call["verb"], call["arguments"]["path"])
+        _log.info("again: %s %s", call["verb"], call["arguments"].get("path", ""))
         _VERBS[call["verb"]](scratch, **call["arguments"])
     return scratch.snapshots.working
 

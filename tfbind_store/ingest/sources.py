@@ -16,7 +16,7 @@ from tfbind_store.spec import canonical_json
 
 log = logging.getLogger(__name__)
 
-DROP_CAUSES = ("unknown_chromosome", "beyond_end", "bad_line", "bad_name", "bad_sequence")
+DROP_CAUSES = ("unknown_chromosome", "beyond_end", "bad_line", "bad_name", "bad_sequence", "bad_file")
 """Rows that are refused unless the caller allows them to be dropped."""
 NO_LOSS = frozenset({"duplicate", "already_stored", "another_entry_of_the_gene"})
 """Rows left out because what they say is there already: no reason for ``strict`` to refuse."""
