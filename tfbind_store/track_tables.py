@@ -112,7 +112,8 @@ def _own_rows(path: Path) -> Iterator[TrackRow]:
     for line, cells in read_table(path).rows:
         rest = {name: cell for name, cell in cells.items() if name not in _OURS}
         track = _required(cells, "track", path, line)
-        yield TrackRow(line, track, *(_cell(cells, name) for name in _OURS[1:]), rest)
+        path_, factor, biotype, assay, assembly, experiment = (_cell(cells, name) for name in _OURS[1:])
+        yield TrackRow(line, track, path_, factor, biotype, assay, assembly, experiment, rest)
 
 
 def _required(cells: Mapping[str, str], name: str, path: Path, line: int) -> str:

@@ -203,7 +203,7 @@ def binned(bases: Float32[np.ndarray, " bp"], bin_bp: int, binning: Binning) -> 
     if binning.statistic == "mean":
         out /= np.maximum(present, 1)
     out[present == 0] = np.nan
-    return out
+    return np.asarray(out, dtype=np.float64)
 
 
 def transformed(

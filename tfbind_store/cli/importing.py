@@ -191,7 +191,7 @@ def import_blacklist(store: Path, path: Path, as_json: bool, **options: Any) -> 
 
 def _binning(function: Kept) -> Kept:
     """Add the options of bigWigs: what is of what, and how bases become bins."""
-    options = [
+    options: list[Kept] = [
         STORE,
         click.argument("path", metavar="FOLDER", type=click.Path(path_type=Path)),
         click.option(

@@ -237,10 +237,8 @@ def _choose(
         fix = f"put files named TRACK{SUFFIXES[0]} into the folder, or give the table a column 'path'"
         raise InputFileError(what, where=str(asked.folder), fix=fix)
     used = {path.resolve() for _, path in chosen.values()}
-    spare = [p for p in asked.folder.iterdir() if p.suffix in SUFFIXES and p.resolve() not in used]
-    notes = (
-        [f"{len(spare):,} bigWigs of the folder have no row: {some(sorted(p.name for p in spare))}"] if spare else []
-    )
+    spare = sorted(p.name for p in asked.folder.iterdir() if p.suffix in SUFFIXES and p.resolve() not in used)
+    notes = [f"{len(spare):,} bigWigs of the folder have no row: {some(spare)}"] if spare else []
     return list(chosen.values()), dict(dropped), notes
 
 
