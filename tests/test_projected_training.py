@@ -11,11 +11,13 @@ from click.testing import CliRunner
 
 from tests.planted import BIN_BP, make_planted
 from tfbind_store.cli import main
-from tfbind_store.errors import StoreMissing
+from tfbind_store.errors import ConfigError, StoreMissing
 from tfbind_store.evaluate import EvaluateConfig, evaluate_run
 from tfbind_store.feed import choose_arrays
 from tfbind_store.heads import read_header
+from tfbind_store.live_model import require_trunk_of
 from tfbind_store.precompute.embedder import make_window_embedder
+from tfbind_store.precompute.enformer import random_trunk
 from tfbind_store.precompute.project import ProjectConfig, project_array
 from tfbind_store.precompute.run import embed_windows
 from tfbind_store.query.loader import Arrays, Loader
@@ -76,6 +78,22 @@ def test_the_last_layer_on_reading_trains_as_the_whole_trunk_does(planted, pairi
 
 def test_a_shifted_array_is_read_like_any_other(planted):
     assert np.isfinite(trained(planted, "shifted", "shifted", steps=3).metrics["valid_loss"])
+
+
+@pytest.mark.parametrize(
+    ("label", "reason"),
+    [
+        ("half", "not what a trunk gives as it is: on_reading"),
+        ("shifted", "not what a trunk gives as it is: shift_bp"),
+        ("pca", "was made by project"),
+    ],
+)
+def test_a_live_trunk_does_not_stand_in_for_an_array_that_is_read_otherwise(planted, label, reason):
+    names = ("dim", "depth", "heads", "attn_dim_key", "num_downsamples")
+    trunk = random_trunk({name: TRUNK[name] for name in names} | {"dim_divisible_by": 16}, seed=0)
+    assert require_trunk_of(planted.store, "embeddings/trunk", trunk).embedder == "enformer"
+    with pytest.raises(ConfigError, match=reason):
+        require_trunk_of(planted.store, f"embeddings/{label}", trunk)
 
 
 @pytest.mark.parametrize("label", [*KINDS, "half"])

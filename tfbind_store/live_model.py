@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int16, Int64, UInt8
 from torch import Tensor, nn
 
 from tfbind_store.errors import ConfigError
+from tfbind_store.on_reading import FIELD
 from tfbind_store.precompute.alphabet import residues
 from tfbind_store.precompute.enformer import EnformerEmbedder, Trunk, one_hot, reverse_complement
 from tfbind_store.precompute.esm import EsmEmbedder
@@ -84,7 +85,7 @@ def require_trunk_of(store: Store, array_name: str, trunk: Trunk) -> EmbeddingSp
     Raises
     ------
     ConfigError
-        If the array is no Enformer's own.
+        If the array is no Enformer's own, or read or stored otherwise than a trunk gives it.
     SpecError
         If it was made with other weights; the field is named.
     """
@@ -92,6 +93,9 @@ def require_trunk_of(store: Store, array_name: str, trunk: Trunk) -> EmbeddingSp
     if spec.embedder != "enformer" or "layer" not in spec.identity:
         what = f"{array_name} was made by {spec.embedder}: only an Enformer's own embeddings can be fine-tuned"
         raise ConfigError(what, where=array_name, fix="train a head on embeddings of an Enformer first")
+    if odd := sorted({FIELD, "shift_bp"} & set(spec.identity)):
+        what = f"{array_name} is not what a trunk gives as it is: {', '.join(odd)}"
+        raise ConfigError(what, where=array_name, fix="embed without those options, and train a head on that")
     live = LiveTrunk(trunk, spec, checkpointing=False, dtype=torch.float32)
     spec.require_same(live.spec(store), where=array_name, fix="give the trunk that the array was made with")
     return spec
