@@ -19,7 +19,7 @@ PACKAGE = Path(tfbind_store.__file__).parent
 LAYERS: list[list[set[str]]] = [
     [{"cli", "__main__"}],
     [{"demo", "demo_genome", "demo_checks"}],
-    [{"report"}],
+    [{"report"}, {"trainers"}],
     [{"finetune", "finetune_config", "finetune_feed", "finetune_memory", "finetune_modes", "live_model"}],
     [{"pretrain", "track_feed", "trunk_forward"}],
     [{"train", "train_batches", "train_config", "train_loss", "train_material"}],
@@ -73,6 +73,7 @@ TORCH_ROOMS = {
     "pretrain",
     "trunk_forward",
     "train",
+    "trainers",
     "learning",
     "train_material",
     "train_batches",

@@ -104,17 +104,17 @@ def stoppable(pairing):
 @pytest.mark.parametrize("pairing", ["dense", "rows"])
 @pytest.mark.parametrize("kill_at", range(9))
 def test_a_run_stopped_at_any_step_ends_with_the_same_bytes(planted, whole, monkeypatch, pairing, kill_at):  # noqa: F811
-    name, step = f"stopped-{pairing}-{kill_at}", training._Trainer._one_step
+    name, step = f"stopped-{pairing}-{kill_at}", training.TrainingRun.one_step
 
     def dying(self, numbered, share):
         if self.state.step == kill_at:
             raise _Killed
         step(self, numbered, share)
 
-    monkeypatch.setattr(training._Trainer, "_one_step", dying)
+    monkeypatch.setattr(training.TrainingRun, "one_step", dying)
     with pytest.raises(_Killed):
         train_head(planted.store, planted.selection, stoppable(pairing), name)
-    monkeypatch.setattr(training._Trainer, "_one_step", step)
+    monkeypatch.setattr(training.TrainingRun, "one_step", step)
     torch.rand(3)  # another process would stand elsewhere in torch's random numbers
     again = train_head(planted.store, planted.selection, stoppable(pairing), name)
     assert again.was_resumed == (kill_at >= 3)
@@ -166,7 +166,7 @@ def test_finished_run_is_not_trained_again(planted):  # noqa: F811
 
 def test_damaged_state_is_refused(planted, monkeypatch):  # noqa: F811
     config = TrainConfig(steps=6, save_every=2, **QUICK)
-    monkeypatch.setattr(training._Trainer, "_look", lambda self: (_ for _ in ()).throw(_Killed()))
+    monkeypatch.setattr(training.TrainingRun, "look", lambda self: (_ for _ in ()).throw(_Killed()))
     with pytest.raises(_Killed):
         train_head(planted.store, planted.selection, config, "damaged")
     state = planted.store.run_dir("damaged") / "state.safetensors"
@@ -383,13 +383,13 @@ def test_a_head_of_another_store_is_refused_with_the_field(planted, tmp_path):  
 
 
 def test_deterministic_mode_is_on_during_the_run_alone(planted, monkeypatch):  # noqa: F811
-    seen, step = [], training._Trainer._one_step
+    seen, step = [], training.TrainingRun.one_step
 
     def watching(self, numbered, share):
         seen.append(torch.are_deterministic_algorithms_enabled())
         step(self, numbered, share)
 
-    monkeypatch.setattr(training._Trainer, "_one_step", watching)
+    monkeypatch.setattr(training.TrainingRun, "one_step", watching)
     for pairing in ("dense", "rows"):
         config = TrainConfig(steps=2, deterministic=True, pairing=pairing, **QUICK)
         train_head(planted.store, planted.selection, config, f"deterministic-{pairing}")
@@ -446,14 +446,14 @@ def test_bfloat16_keeps_losses_pooling_and_softmax_in_float32(planted):  # noqa:
             return function(*args, **(kwargs or {}))
 
     config = TrainConfig(steps=1, precision="bfloat16", **QUICK)
-    step = training._Trainer._one_step
+    step = training.TrainingRun.one_step
     with pytest.MonkeyPatch.context() as patch:
 
         def watched(self, numbered, share):
             with Watch():
                 step(self, numbered, share)
 
-        patch.setattr(training._Trainer, "_one_step", watched)
+        patch.setattr(training.TrainingRun, "one_step", watched)
         train_head(planted.store, planted.selection, config, "half")
     assert ("aten.mm", torch.bfloat16) in seen or ("aten.addmm", torch.bfloat16) in seen
     found = {name: {dtype for other, dtype in seen if other == name} for name in delicate}

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tfbind_store.loci import Tiling as Tiling
     from tfbind_store.spec import EmbeddingSpec as EmbeddingSpec
     from tfbind_store.store import Store as Store
+    from tfbind_store.trainers import Trainer as Trainer
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ _PLACES = {
     "Store": "store",
     "TfbindError": "errors",
     "Tiling": "loci",
+    "Trainer": "trainers",
 }
 """Public names and the modules that hold them."""
 

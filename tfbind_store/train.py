@@ -146,7 +146,7 @@ def _train(
         max_valid_bins=config.max_valid_bins,
         permute_seed=config.seed if config.permute_labels else None,
     )
-    trainer = _Trainer(material, config, path, processes)
+    trainer = TrainingRun(material, config, path, processes)
     # only now, when nothing can be refused any more: a run that never began leaves no trace
     with contextlib.ExitStack() as stack:
         if processes.is_first:
@@ -200,7 +200,7 @@ def _begin_folder(path: Path, text: str, *, overwrite: bool) -> None:
         publish(path / CONFIG_FILE, [text.encode()])
 
 
-class _Trainer:
+class TrainingRun:
     """One run: head, optimizer, where it stands, and its files."""
 
     def __init__(self, material: Material, config: TrainConfig, path: Path, processes: Processes) -> None:
@@ -246,9 +246,9 @@ class _Trainer:
         head.fit_scaling(self.feed.scaling(), prevalence=self.feed.prevalence)
         return head.to(self.device)
 
-    def resume(self) -> bool:
-        """Go on from a saved state if there is one."""
-        path = self.path / STATE_FILE
+    def resume(self, path: Path | None = None) -> bool:
+        """Go on from a saved state, by default the folder's, if there is one."""
+        path = path or self.path / STATE_FILE
         if not path.exists():
             return False
         counters, groups = read_state(path)
@@ -276,12 +276,12 @@ class _Trainer:
                 share = self.processes.told(1.0 if self._has_lost_patience() else share, self.device)
                 if share >= 1:
                     break
-                self._one_step(numbered, share)
+                self.one_step(numbered, share)
                 bar.update()
                 self._after_step()
         if self.processes.is_first:
             if self.state.step % self.config.validate_every or not (self.path / HEAD_FILE).exists():
-                self._look()
+                self.look()
             (self.path / STATE_FILE).unlink(missing_ok=True)
         self.processes.wait()
 
@@ -289,11 +289,12 @@ class _Trainer:
         if not self.processes.is_first:
             return
         if self.state.step % self.config.validate_every == 0:
-            self._look()
+            self.look()
         if self.state.step % self.config.save_every == 0:
-            self._save_state()
+            self.save_state()
 
-    def _one_step(self, numbered: Numbered, share: float) -> None:
+    def one_step(self, numbered: Numbered, share: float) -> None:
+        """Make one optimizer step, at the learning rate of a run of which `share` is done."""
         set_rate(self.optimizer, self.config.lr * self.schedule.rate(share))
         # dropout depends on seed, process and step alone, so that a resumed run draws the same
         torch.manual_seed((self.config.seed << 32) + (self.processes.rank << 28) + self.state.step)
@@ -346,7 +347,7 @@ class _Trainer:
     def _has_lost_patience(self) -> bool:
         return bool(self.config.patience) and self.state.looks_since_best >= self.config.patience
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Validate, log, and keep the head: as the last, and as the best if it is."""
         with self.average.applied():
             found = validate(self.head, self.material, self.config.loss)
@@ -363,13 +364,14 @@ class _Trainer:
             save_checkpoint(self.path / LAST_FILE, self.head, self._header(looked))
         self.head.train()
 
-    def _save_state(self) -> None:
+    def save_state(self, path: Path | None = None) -> None:
+        """Write all that is needed to go on, by default into the run's folder."""
         groups = {
             "weights": self.head.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer, self.named),
             "average": self.average.tensors,
         }
-        write_state(self.path / STATE_FILE, asdict(self.state), groups)
+        write_state(path or self.path / STATE_FILE, asdict(self.state), groups)
 
     def _header(self, looked: Mapping[str, float]) -> CheckpointHeader:
         material, store = self.material, self.material.store
