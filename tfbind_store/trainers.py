@@ -32,6 +32,7 @@ from tfbind_store.precompute.rows import embed_contexts, embed_factors
 from tfbind_store.precompute.run import embed_windows
 from tfbind_store.precompute.trunk_files import trunk_tensors
 from tfbind_store.precompute.weights import pick_device, weights_digest
+from tfbind_store.query.loader import Arrays
 from tfbind_store.query.selection import INFO_FILE, Selection, SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
 from tfbind_store.store import Store
@@ -175,7 +176,9 @@ class Trainer:
             validate_every=max(1, validate_every),
             device=device,
             seed=seed,
-            **names,
+            windows=names.windows,
+            proteins=names.proteins,
+            contexts=names.contexts,
         )
         self.validate_every = validate_every
         self.checkpoint = Path(checkpoint_filename)
@@ -291,7 +294,8 @@ def _digest(path: Path) -> str:
 
 def _known(store: Store, ids: Iterable[int | str]) -> tuple[str, ...]:
     """Return the genome's names of chromosomes given by number or name."""
-    known, absent = [], []
+    known: list[str] = []
+    absent: list[str] = []
     for given in ids:
         name = next((n for n in (str(given), f"chr{given}") if n in store.tiling.chrom_index), None)
         name = name or store.meta.aliases.get(str(given))
@@ -331,21 +335,19 @@ def _embedded(
     embedder: EnformerEmbedder,
     proteins: str | Mapping[str, Any],
     contexts: str | Mapping[str, Any],
-) -> dict[str, str]:
+) -> Arrays:
     """Embed what training and validation read and is not there; return the names of the arrays."""
-    made = {"windows": embedder.spec(store.meta.genome, store.grid).short_id}
     table = selection.columns("train", names=("window",))
     chroms = [store.tiling.chrom_index[chrom] for chrom in valid_chroms]
     valid = [np.arange(*store.tiling.first_window[chrom : chrom + 2]) for chrom in chroms]
     windows = np.unique(np.concatenate([table["window"].astype(np.int64), *valid]))
-    embed_windows(store, embedder, name=made["windows"], windows=windows).require_complete()
-    sequences = make_sequence_embedder(*_named(proteins))
-    made["proteins"] = sequences.spec().short_id
-    embed_factors(store, sequences, name=made["proteins"]).require_complete()
-    texts = make_text_embedder(*_named(contexts))
-    made["contexts"] = texts.spec().short_id
-    embed_contexts(store, texts, name=made["contexts"]).require_complete()
-    return made
+    sequences, texts = make_sequence_embedder(*_named(proteins)), make_text_embedder(*_named(contexts))
+    specs = embedder.spec(store.meta.genome, store.grid), sequences.spec(), texts.spec()
+    names = Arrays(*(spec.short_id for spec in specs))
+    embed_windows(store, embedder, name=names.windows, windows=windows).require_complete()
+    embed_factors(store, sequences, name=names.proteins).require_complete()
+    embed_contexts(store, texts, name=names.contexts).require_complete()
+    return names
 
 
 def _named(choice: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
