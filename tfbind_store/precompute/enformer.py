@@ -8,7 +8,6 @@ architecture and seed. Reading and writing trunk folders is in ``trunk_files``.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -195,6 +194,13 @@ class EnformerEmbedder:
             return f"enformer with use_tf_gamma, which works at {GAMMA_BINS:,} positions only,"
         return "enformer"
 
+    def exact(self) -> EnformerEmbedder:
+        """Return the same trunk in float32, to measure the error of a faster precision against."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update({**self.__dict__, "precision": "float32"})
+        twin.__dict__.pop("fast", None)  # its weights are laid out anew
+        return twin
+
     def spec(self, genome_digest: str, grid: Grid) -> EmbeddingSpec:
         """Return the spec; the weights are named by their digest."""
         self.geometry.require_fits(grid, where=self._where)
@@ -249,13 +255,6 @@ class EnformerEmbedder:
             return 0
         self.batch_size //= 2
         return self.batch_size
-
-    def exact(self) -> EnformerEmbedder:
-        """Return the same trunk in float32, to measure the error of a faster precision against."""
-        twin = copy.copy(self)
-        twin.precision = "float32"
-        twin.__dict__.pop("fast", None)
-        return twin
 
     def _run(self, windows: Sequence[int], codes: Codes, tiling: Tiling, size: int) -> Iterable[torch.Tensor]:
         """Embed neighbouring windows of one chromosome by the fast forward."""
