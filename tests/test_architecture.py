@@ -22,6 +22,7 @@ LAYERS: list[list[set[str]]] = [
     [{"report"}, {"trainers"}],
     [{"finetune", "finetune_config", "finetune_feed", "finetune_memory", "finetune_modes", "live_model"}],
     [{"pretrain", "track_feed", "trunk_forward"}],
+    [{"asked_pairs", "calibration", "predict", "prediction_files", "prediction_parts", "variants"}],
     [{"train", "train_batches", "train_config", "train_loss", "train_material"}],
     [{"learning"}],
     [{"evaluate"}],
@@ -46,7 +47,7 @@ LAYERS: list[list[set[str]]] = [
             "transforms",
         },
     ],
-    [{"genome"}, {"peaks"}, {"factors"}, {"contexts"}, {"fetch"}, {"tracks", "track_tables"}],
+    [{"genome"}, {"peaks"}, {"factors"}, {"contexts"}, {"fetch"}, {"tracks", "track_tables"}, {"vcf"}],
     [{"names"}],
     [
         {"loci"},
@@ -61,6 +62,10 @@ LAYERS: list[list[set[str]]] = [
     [{"errors"}],
 ]
 TORCH_ROOMS = {
+    "asked_pairs",
+    "calibration",
+    "predict",
+    "variants",
     "cli",
     "demo",
     "report",

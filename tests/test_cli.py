@@ -65,6 +65,10 @@ def write_inputs(folder: Path) -> None:
         bigwig.close()
     (folder / "experimentList.tab").write_text("SRX1\tR64\tTFs and others\tREB1\tYeast\tBY4741\tx\ty\n")
     (folder / "signals.tsv").write_text("track\tbiotype\nSRX2\tBY4741\n")
+    ref = genome["chrI"][999]
+    (folder / "snps.vcf").write_text(
+        f"##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\nI\t1000\trs1\t{ref}\t{ref}A,{'ACGT'.replace(ref, '')[0]}\n"
+    )
     (folder / "motifs.jaspar").write_text(
         ">MA0363.1\tREB1\n" + "".join(f"{b} [ {' '.join(str(9 * (b == c)) for c in 'CGGGTAA')} ]\n" for b in "ACGT")
     )

@@ -8,6 +8,7 @@ TfbindError                     exit status 1
 ├── InputFileError              (ValueError) an outside file that cannot be used as it is
 │   ├── GenomeError             FASTA: truncated, stale index, other assembly
 │   ├── PeakFileError           BED and its relatives
+│   ├── VariantFileError        VCF
 │   └── ProteinError            protein FASTA, alphabets
 ├── StrictError                 (ValueError) something would have been dropped under --strict
 ├── StoreError                  (RuntimeError) the folder that holds it all
@@ -117,6 +118,12 @@ class PeakFileError(InputFileError):
     """A BED-like file holds something that is no peak."""
 
     usual_fix = "give a BED, narrowPeak or ReMap file, plain or .gz, with tabs between its columns"
+
+
+class VariantFileError(InputFileError):
+    """A VCF holds something that is no variant."""
+
+    usual_fix = "give a VCF, plain or .gz, with tabs between its columns"
 
 
 class ProteinError(InputFileError):

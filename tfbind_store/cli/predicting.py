@@ -1,0 +1,153 @@
+"""Commands that use a trained head: predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tfbind_store.cli.frame import Command, emit, json_option, key_values, listed
+from tfbind_store.cli.learning import run_place
+
+FACTORS = click.option("--factor", "factors", multiple=True, required=True, help="A factor. Repeatable.")
+BIOTYPE = click.option("--biotype", help="A biotype of the store; the only one if not given.")
+PROTEIN = click.option("--protein", type=click.Path(path_type=Path), help="FASTA of a factor that was not imported.")
+CONTEXT = click.option("--context", metavar="TEXT", help="Describes the cells, in place of the biotype's own text.")
+CHECKPOINT = click.option(
+    "--checkpoint",
+    "models",
+    multiple=True,
+    metavar="KIND=PLACE",
+    help="Weights of the model of windows, proteins or contexts, where they are needed.",
+)
+DEVICE = click.option("--device", default="cpu", show_default=True, help="Where the head runs.")
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "tfbind predict yeast.store/runs/adapter --factor REB1 --out reb1.bw --raw",
+        "tfbind predict yeast.store/runs/adapter --factor REB1 --loci promoters.bed --out scores.parquet --raw --json",
+    ],
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@FACTORS
+@BIOTYPE
+@PROTEIN
+@CONTEXT
+@CHECKPOINT
+@click.option(
+    "--out",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="File to write: .bw, .bed, .narrowPeak, or .parquet with --loci. Repeatable.",
+)
+@click.option("--loci", type=click.Path(path_type=Path), help="BED: only the windows that these loci touch.")
+@click.option("--chroms", metavar="LIST", help="Only these chromosomes.")
+@click.option("--fdr", type=float, default=0.1, show_default=True, help="False discovery rate of called peaks.")
+@click.option("--raw", is_flag=True, help="Logits in place of calibrated probabilities.")
+@click.option(
+    "--method",
+    type=click.Choice(["isotonic", "platt"]),
+    default="isotonic",
+    show_default=True,
+    help="How logits become probabilities.",
+)
+@DEVICE
+@json_option
+def predict(
+    run: Path,
+    factors: tuple[str, ...],
+    biotype: str | None,
+    protein: Path | None,
+    context: str | None,
+    models: tuple[str, ...],
+    chroms: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Predict where factors bind, over the whole genome or at loci, from stored embeddings.
+
+    A factor that was never imported needs its protein: --protein FASTA. Numbers are calibrated on the run's validation
+    bins, and called peaks have the false discovery rate measured there. Stopped, the same command goes on.
+    """
+    from tfbind_store.asked_pairs import Asked
+    from tfbind_store.predict import PredictConfig
+    from tfbind_store.predict import predict as predict_pairs
+    from tfbind_store.store import Store
+
+    store, name = run_place(run)
+    asked = Asked(
+        factors=factors,
+        biotype=biotype,
+        proteins=protein,
+        context=context,
+        models=key_values(models, option="--checkpoint"),
+    )
+    config = PredictConfig(asked=asked, chroms=tuple(listed(chroms)), **given)
+    result = predict_pairs(Store.open(store), name, config)
+    text = [
+        f"{len(result.pairs):,} pairs over {result.n_bins:,} bins{', resumed' if result.was_resumed else ''}",
+        *(f"  {path}{_peaks(result.n_peaks.get(str(path)))}" for path in result.files),
+    ]
+    if result.n_windows_missing:
+        text.append(f"  {result.n_windows_missing:,} windows are not embedded (or all N) and have no score")
+    if result.new_factors:
+        text.append(f"  proteins embedded now: {', '.join(result.new_factors)}")
+    emit(result, text, as_json=as_json)
+
+
+def _peaks(number: int | None) -> str:
+    return "" if number is None else f": {number:,} peaks"
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "tfbind score yeast.store/runs/adapter snps.vcf --factor REB1 --checkpoint windows=trunk/ --out effects.tsv",
+    ],
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("vcf", type=click.Path(path_type=Path))
+@FACTORS
+@BIOTYPE
+@PROTEIN
+@CONTEXT
+@CHECKPOINT
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write: .tsv or .vcf.")
+@click.option("--flank-bp", default=64, show_default=True, help="Bases on each side of an allele whose bins count.")
+@DEVICE
+@json_option
+def score(
+    run: Path,
+    vcf: Path,
+    out: Path,
+    factors: tuple[str, ...],
+    biotype: str | None,
+    protein: Path | None,
+    context: str | None,
+    models: tuple[str, ...],
+    flank_bp: int,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Score variants: both alleles of each through the live trunk, and the difference in predicted binding.
+
+    An allele's score is the highest logit of the bins that touch it or its flanks. Bases behind an insertion or a
+    deletion move, bases before it stay. A variant that cannot be scored is written with the reason: its REF is not the
+    genome's, it is symbolic, or off the chromosome.
+    """
+    from tfbind_store.asked_pairs import Asked
+    from tfbind_store.store import Store
+    from tfbind_store.variants import VariantConfig, score_vcf
+
+    store, name = run_place(run)
+    places = key_values(models, option="--checkpoint")
+    asked = Asked(factors=factors, biotype=biotype, proteins=protein, context=context, models=places)
+    config = VariantConfig(asked=asked, flank_bp=flank_bp, checkpoint=places.get("windows"), device=device)
+    result = score_vcf(Store.open(store), name, vcf, out, config)
+    text = [f"{result.n_scored:,} of {result.n_variants:,} alleles scored into {result.path}"]
+    text += [f"  skipped {count:,}: {cause.replace('_', ' ')}" for cause, count in result.skipped.items()]
+    emit(result, text, as_json=as_json)
