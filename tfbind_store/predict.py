@@ -12,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,13 +30,14 @@ from tfbind_store.catalog import Catalog
 from tfbind_store.errors import ConfigError, MissingWindow
 from tfbind_store.ingest.loci import read_loci
 from tfbind_store.loci import Locus
-from tfbind_store.prediction_files import bins_of_loci, write_bigwig, write_peaks
+from tfbind_store.prediction_files import Track, bins_of_loci, write_bigwig, write_peaks
 from tfbind_store.prediction_parts import Parts
 from tfbind_store.scoring import LoadedRun, load_run
 from tfbind_store.store import Store
 
 _log = logging.getLogger(__name__)
 SUFFIXES = (".bw", ".bigwig", ".bed", ".narrowpeak", ".parquet")
+Values = Callable[[Float32[np.ndarray, " k"]], Float32[np.ndarray, " k"]]
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -214,21 +216,21 @@ def _write(
             continue
         for place, pair in enumerate(encoded.names):
             path = out if len(encoded.names) == 1 else _own_name(out, pair)
+            logits = partial(parts.chromosome, place)
             if out.suffix.lower() in (".bw", ".bigwig"):
-                write_bigwig(path, store.tiling, lambda chrom, place=place: values(parts.chromosome(place, chrom)))
+                write_bigwig(path, store.tiling, partial(_of_chromosome, logits, values))
             else:
                 assert calibration is not None
+                cutoff, name = calibration.cutoff(config.fdr), "_".join(pair)
                 n_peaks[str(path)] = write_peaks(
-                    path,
-                    store.tiling,
-                    lambda chrom, place=place: parts.chromosome(place, chrom),
-                    calibration.probability,
-                    calibration.cutoff(config.fdr),
-                    calibration.rate,
-                    "_".join(pair),
+                    path, store.tiling, logits, calibration.probability, cutoff, calibration.rate, name
                 )
             files.append(path)
     return tuple(files), n_peaks
+
+
+def _of_chromosome(logits: Track, values: Values, chrom: str) -> Float32[np.ndarray, " bins"]:
+    return values(logits(chrom))
 
 
 def _own_name(out: Path, pair: tuple[str, str]) -> Path:
@@ -243,7 +245,7 @@ def _write_table(
     encoded: EncodedPairs,
     parts: Parts,
     loci: Sequence[Locus],
-    values: Any,
+    values: Values,
     calibration: Calibration | None,
 ) -> None:
     """Write the highest score of the bins that each locus touches: one row per locus and pair, in the order of both."""
