@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -22,19 +23,28 @@ from tfbind_store.precompute.window_options import WindowOptions, with_options
 from tfbind_store.receipts import WindowState
 from tfbind_store.repair import repair_store
 from tfbind_store.spec import fingerprint_of
+from tfbind_store.store import Store
 from tfbind_store.verify import Kind, verify_store
 
 NAME = "embeddings/small"
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "WINDOWS_PER_SHARD", 4)
+        store = make_store(folder)
+        embed_windows(store, Watched())
+        embed_windows(store, with_options(Watched(), WindowOptions(int8=True)), name="small")
+    return folder / "store"
+
+
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(made, tmp_path, monkeypatch):
     """The toy twice, as float16 and as int8, in shards of 4; windows 6 and 7 are all N."""
     monkeypatch.setattr(run_module, "WINDOWS_PER_SHARD", 4)
-    store = make_store(tmp_path)
-    embed_windows(store, Watched())
-    embed_windows(store, with_options(Watched(), WindowOptions(int8=True)), name="small")
-    return store
+    return Store.open(shutil.copytree(made, tmp_path / "store"))
 
 
 def test_reads_as_the_float16_array_does_within_half_a_step(store):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,13 +60,20 @@ class LowRank:
             yield WindowEmbedding(window, values.astype(np.float32))
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "WINDOWS_PER_SHARD", 4)
+        embed_windows(make_store(folder), LowRank())
+    return folder / "store"
+
+
 @pytest.fixture
-def store(tmp_path, monkeypatch):
+def store(made, tmp_path, monkeypatch):
     """12 windows in shards of 4, of which 6 and 7 are all N."""
     monkeypatch.setattr(run_module, "WINDOWS_PER_SHARD", 4)
-    store = make_store(tmp_path)
-    embed_windows(store, LowRank())
-    return store
+    return Store.open(shutil.copytree(made, tmp_path / "store"))
 
 
 def bins_of(store, name=SOURCE):
@@ -386,6 +394,11 @@ class TestKeeping:
         with pytest.raises(DamagedShard, match="does not hash"):
             project_array(projected, "embeddings/gaps", ProjectConfig(dim=3))
 
+    def test_another_array_that_cannot_be_read_stands_in_nobodys_way(self, projected):
+        embed_windows(projected, Watched(), name="a-first")
+        (projected.array_path("embeddings/a-first") / "zarr.json").write_text("{}")
+        assert project_array(projected, SOURCE, ProjectConfig(dim=3), name="p").run.n_computed == 0
+
     def test_damage_is_repaired_from_the_source(self, projected):
         before = bytes_of(projected, "embeddings/p"), bytes_of(projected, "embeddings/q")
         for name in ("p", "q"):
@@ -441,6 +454,11 @@ class TestKeeping:
         lambda identity: identity["projection"].update(axes_sha256=7),
         lambda identity: identity.update(source={"fingerprint": "0" * 64}),
         lambda identity: identity.update(projection=[1]),
+        lambda identity: identity["projection"].update(reconstruction_rms="much"),
+        lambda identity: identity["projection"].update(reconstruction_rms=-1),
+        lambda identity: identity["projection"].update(variance_share=[]),
+        lambda identity: identity["projection"].update(variance_share={"a": 1}),
+        lambda identity: identity["projection"].pop("n_windows_checked"),
     ],
 )
 def test_hostile_specs_of_projections_are_refused_in_words(store, edit):

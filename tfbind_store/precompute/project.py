@@ -8,6 +8,7 @@ on windows that the fit has not seen, and is part of the spec.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,7 +18,15 @@ from jaxtyping import Float32, Int64
 
 from tfbind_store import int8 as coding
 from tfbind_store.arrays import ShardedArray
-from tfbind_store.errors import ConfigError, DamagedShard, EmbeddingError, MissingWindow, SpecError, StoreMissing
+from tfbind_store.errors import (
+    ConfigError,
+    DamagedShard,
+    EmbeddingError,
+    MissingWindow,
+    SpecError,
+    StoreMissing,
+    TfbindError,
+)
 from tfbind_store.layouts import read_layout
 from tfbind_store.loci import Grid, Locus, Tiling
 from tfbind_store.on_reading import FIELD, Reading
@@ -174,21 +183,31 @@ def projector_of(store: Store, spec: EmbeddingSpec) -> Projector:
     """
     try:
         wanted = str(spec.identity["source"]["fingerprint"])
-        sha256 = spec.identity["projection"].get("axes_sha256")
+        said = spec.identity["projection"]
+        sha256 = said.get("axes_sha256")
+        share = said.get("variance_share")
+        numbers = [said["reconstruction_rms"], said["n_windows_checked"], 0 if share is None else share]
+        if not all(type(number) in (int, float) and number >= 0 for number in numbers):
+            raise SpecError(f"a projected array says {numbers} of what it keeps", where=PROJECTED)
     except (KeyError, TypeError, AttributeError) as error:
         raise SpecError(f"the spec of a projected array lacks {error}", where=PROJECTED) from error
+    source = _source(store, _name_of(store, wanted))
+    axes = None
+    if sha256 is not None:
+        tensors = read_transform(store.path, sha256)
+        axes = Pca.from_tensors(tensors, source_dim=source.shape[-1], dim=spec.dim)
+    return Projector(source, spec.identity, axes, dtype=spec.dtype)
+
+
+def _name_of(store: Store, fingerprint: str) -> str:
+    """Return the name of the array of windows with a fingerprint; arrays that cannot be read are passed over."""
+    folder = store.array_name_for("windows", "x")[:-1]
     for name in store.array_names():
-        if not name.startswith(store.array_name_for("windows", "x")[:-1]):
-            continue
-        layout = read_layout(store.array_path(name), store.path / "receipts", name=name)
-        if layout.fingerprint == wanted:
-            source = _source(store, name)
-            axes = None
-            if sha256 is not None:
-                tensors = read_transform(store.path, sha256)
-                axes = Pca.from_tensors(tensors, source_dim=source.shape[-1], dim=spec.dim)
-            return Projector(source, spec.identity, axes, dtype=spec.dtype)
-    what = f"no array of this store is {wanted[:12]}, which was projected"
+        with contextlib.suppress(TfbindError):
+            layout = read_layout(store.array_path(name), store.path / "receipts", name=name)
+            if name.startswith(folder) and layout.fingerprint == fingerprint:
+                return name
+    what = f"no array of this store is {fingerprint[:12]}, which was projected"
     raise StoreMissing(what, where=str(store.path), fix="put the source array back, or project another one")
 
 
