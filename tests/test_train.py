@@ -124,6 +124,23 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bytes(planted, whole, monk
     assert not (again.path / "state.safetensors").exists()
 
 
+def test_a_run_killed_after_its_first_look_is_not_finished(planted, monkeypatch):  # noqa: F811
+    config, step = TrainConfig(steps=6, validate_every=2, save_every=100, **QUICK), training.TrainingRun.one_step
+
+    def dying(self, numbered, share):
+        if self.state.step == 3:
+            raise _Killed
+        step(self, numbered, share)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.TrainingRun, "one_step", dying)
+        with pytest.raises(_Killed):
+            train_head(planted.store, planted.selection, config, "looked")
+    assert not training.is_finished(planted.store, planted.selection, config, "looked")
+    assert train_head(planted.store, planted.selection, config, "looked").steps == 6
+    assert training.is_finished(planted.store, planted.selection, config, "looked")
+
+
 @pytest.mark.slow
 def test_killed_process_goes_on_to_the_same_bytes(planted):  # noqa: F811
     script = (
@@ -137,8 +154,8 @@ def test_killed_process_goes_on_to_the_same_bytes(planted):  # noqa: F811
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, "-c", script, store, "alone"], check=True, env=environment)
     process = subprocess.Popen([sys.executable, "-c", script, store, "killed"], env=environment)
-    state = planted.store.run_dir("killed") / "state.safetensors"
-    while not state.exists() and process.poll() is None:
+    log = planted.store.run_dir("killed") / "log.jsonl"
+    while not log.exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

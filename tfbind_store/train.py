@@ -118,7 +118,7 @@ def train_head(
     selection = Selection.open(store, selection_name)
     selection.require_training_rows()
     path = store.run_dir(run_name)
-    text = f"# selection: {selection.name}, rows {selection.info['rows_sha256']}\n{configs.to_toml(config)}"
+    text = _run_text(selection, config)
     _require_free(path, text, overwrite=overwrite)
     require_trackers(config.trackers)
     device = own_device(pick_device(config.device))
@@ -155,7 +155,9 @@ def _train(
             stack.enter_context(sole_owner(path, doing=f"training run {path.name!r}"))
             _begin_folder(path, text, overwrite=overwrite)
         processes.wait()
-        was_resumed = trainer.resume()
+        was_resumed = trainer.resume() and trainer.state.step > 0
+        if processes.is_first and not was_resumed:
+            trainer.save_state()  # a run without a state is a finished one
         stack.callback(trainer.log.close)
         started = time.monotonic()
         trainer.run()
@@ -179,6 +181,19 @@ def _repeatable(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+def is_finished(store: Store, selection_name: str, config: TrainConfig, run_name: str) -> bool:
+    """Return whether this very run is there, and at its end."""
+    path = store.run_dir(run_name)
+    if not (path / HEAD_FILE).exists() or (path / STATE_FILE).exists() or not (path / CONFIG_FILE).exists():
+        return False
+    wanted = _run_text(Selection.open(store, selection_name), config)
+    return (path / CONFIG_FILE).read_text(encoding="utf-8") == wanted
+
+
+def _run_text(selection: Selection, config: TrainConfig) -> str:
+    return f"# selection: {selection.name}, rows {selection.info['rows_sha256']}\n{configs.to_toml(config)}"
 
 
 def _require_free(path: Path, text: str, *, overwrite: bool) -> None:
@@ -382,7 +397,7 @@ class TrainingRun:
             self.head,
             arrays={kind: {"name": names[kind], "fingerprint": spec.fingerprint} for kind, spec in specs.items()},
             genome=store.meta.genome,
-            selection=selection.info,
+            selection={**selection.info, "name": selection.name},
             trained_on={key: selection.trained_on[key] for key in ("factors", "chromosomes", "biotypes")},
             trunk_trained_on=specs["windows"].identity.get("trained_on"),
             train=configs.to_mapping(self.config),

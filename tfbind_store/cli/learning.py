@@ -14,6 +14,10 @@ from tfbind_store.errors import StoreMissing
 if TYPE_CHECKING:
     from tfbind_store.arrays import Verify
 
+if TYPE_CHECKING:
+    from tfbind_store.store import Store
+    from tfbind_store.train import TrainConfig
+
 CONFIG = click.option("--config", type=click.Path(path_type=Path), help="TOML with any keys of the config.")
 SET = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the config. Repeatable.")
 
@@ -75,6 +79,8 @@ def pretrain(
 @STORE
 @click.argument("selection")
 @click.option("--run", "run_name", default="run", show_default=True, help="Name of the run.")
+@click.option("--folds", is_flag=True, help="One head for each fold of the selection; mean and spread.")
+@click.option("--final", is_flag=True, help="With --folds: then a head on all training data, as run NAME.")
 @click.option("--head", metavar="NAME", help="adapter or linear.  [default: adapter]")
 @click.option("--steps", type=int, help="Optimizer steps.  [default: 1500]")
 @click.option("--minutes", type=float, help="Stop after so long, the learning rate at its end.")
@@ -95,6 +101,8 @@ def train(
     store: Path,
     selection: str,
     run_name: str,
+    folds: bool,
+    final: bool,
     overwrite: bool,
     verify: Verify,
     config: Path | None,
@@ -110,8 +118,13 @@ def train(
     from tfbind_store.store import Store
     from tfbind_store.train import TrainConfig, train_head
 
-    chosen = configured(TrainConfig, config, given, settings)
-    result = train_head(Store.open(store, verify=verify), selection, chosen, run_name, overwrite=overwrite)
+    chosen, opened = configured(TrainConfig, config, given, settings), Store.open(store, verify=verify)
+    if folds:
+        _train_folds(opened, selection, chosen, run_name, with_final=final, overwrite=overwrite, as_json=as_json)
+        return
+    if final:
+        raise click.UsageError("--final is for --folds: without it, the run is the final one")
+    result = train_head(opened, selection, chosen, run_name, overwrite=overwrite)
     if result.rank:  # of several processes, the first one speaks
         return
     resumed = ", resumed" if result.was_resumed else ""
@@ -120,6 +133,27 @@ def train(
         *(f"{name.replace('_', ' ')}: {value:.4g}" for name, value in result.metrics.items()),
         f"next: tfbind evaluate {result.path}",
     ]
+    emit(result, text, as_json=as_json)
+
+
+def _train_folds(
+    store: Store, selection: str, config: TrainConfig, run: str, *, with_final: bool, overwrite: bool, as_json: bool
+) -> None:
+    """Train and print cross-validation."""
+    from tfbind_store.train_folds import cross_validate, fold_names
+
+    names = fold_names(store, selection)
+    whole = selection if with_final else None
+    result = cross_validate(store, names, config, run, whole=whole, overwrite=overwrite)
+    metrics = list(result.mean)
+    rows = [
+        *((fold.run, *(fold.metrics.get(name, float("nan")) for name in metrics)) for fold in result.folds),
+        ("mean", *result.mean.values()),
+        ("spread", *result.spread.values()),
+    ]
+    text = table(("run", *(name.replace("_", " ") for name in metrics)), rows)
+    if result.final is not None:
+        text += [f"final run: {result.final}", f"next: tfbind evaluate {result.final}"]
     emit(result, text, as_json=as_json)
 
 
