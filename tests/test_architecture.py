@@ -19,7 +19,7 @@ PACKAGE = Path(tfbind_store.__file__).parent
 LAYERS: list[list[set[str]]] = [
     [{"cli", "__main__"}],
     [{"demo", "demo_genome", "demo_checks"}],
-    [{"report"}, {"trainers"}],
+    [{"report"}, {"trainers", "track_trainer"}],
     [{"finetune", "finetune_config", "finetune_feed", "finetune_memory", "finetune_modes", "live_model"}],
     [{"pretrain", "track_feed", "trunk_forward"}],
     [{"asked_pairs", "calibration", "predict", "prediction_files", "prediction_parts", "variants"}],
@@ -79,6 +79,7 @@ TORCH_ROOMS = {
     "trunk_forward",
     "train",
     "trainers",
+    "track_trainer",
     "learning",
     "train_material",
     "train_batches",

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
     from tfbind_store.loci import Tiling as Tiling
     from tfbind_store.spec import EmbeddingSpec as EmbeddingSpec
     from tfbind_store.store import Store as Store
+    from tfbind_store.track_trainer import BigWigTrainer as BigWigTrainer
     from tfbind_store.trainers import Trainer as Trainer
 
 __version__ = "0.1.0"
 
 _PLACES = {
     "Batch": "batch",
+    "BigWigTrainer": "track_trainer",
     "EmbeddingSpec": "spec",
     "Grid": "loci",
     "Locus": "loci",

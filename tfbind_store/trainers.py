@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import xxhash
 from enformer_pytorch import Enformer
+from jaxtyping import Int64
 
 from tfbind_store import config as configs
 from tfbind_store.errors import ConfigError
@@ -135,7 +136,7 @@ class Trainer:
         seed: int = 0,
     ) -> None:
         cache = Path(cache_path).expanduser()
-        embedder = EnformerEmbedder(load_trunk(_trunk_folder(trunk, cache)), device=device)
+        embedder = EnformerEmbedder(load_trunk(trunk_folder(trunk, cache)), device=device)
         bin_bp = embedder.geometry.bin_bp
         if context_length < bin_bp or context_length % bin_bp:
             raise ConfigError(f"context_length {context_length} is no multiple of {bin_bp} bp", where="Trainer")
@@ -145,7 +146,7 @@ class Trainer:
         )
         inputs = [fasta_file, remap_bed_file, factor_fasta_folder, biotypes_metadata_path, experiments_json_path]
         self.store = _made_or_found(cache, grid, [Path(path) if path else None for path in inputs], template)
-        chromosomes = [_known(self.store, ids) for ids in (train_chromosome_ids, valid_chromosome_ids)]
+        chromosomes = [known_chroms(self.store, ids) for ids in (train_chromosome_ids, valid_chromosome_ids)]
         hold_out = {"factor": list(held_out_targets), "biotype": list(held_out_cell_types)}
         split = SplitConfig(
             train_chroms=chromosomes[0],
@@ -247,7 +248,7 @@ class Trainer:
         self._batches = None
 
 
-def _trunk_folder(trunk: Enformer | Path | str, cache: Path) -> Path:
+def trunk_folder(trunk: Enformer | Path | str, cache: Path) -> Path:
     """Return the trunk's folder; a model in memory gets one in the cache, named by its weights."""
     if not isinstance(trunk, Enformer):
         return Path(trunk)
@@ -263,8 +264,7 @@ def _made_or_found(cache: Path, grid: Grid, inputs: Sequence[Path | None], templ
     assert fasta is not None, "a genome is needed"
     assert peaks is not None, "peaks are needed"
     assert proteins is not None, "proteins are needed"
-    said = [f"{grid.window_bp}/{grid.bin_bp}", template, *(_digest(path) if path else "-" for path in inputs)]
-    path = cache / f"{_hashed(' '.join(said))}.store"
+    path = cache / f"{hashed_inputs(f'{grid.window_bp}/{grid.bin_bp} {template}', inputs)}.store"
     store = Store.open(path) if path.exists() else Store.create(path, fasta=fasta, grid=grid)
     # a call that has been made with the same file changes nothing
     import_proteins(store, proteins, species_priority=SPECIES_PRIORITY)
@@ -274,6 +274,11 @@ def _made_or_found(cache: Path, grid: Grid, inputs: Sequence[Path | None], templ
     if experiments is not None:
         import_experiments(store, experiments)
     return store
+
+
+def hashed_inputs(said: str, inputs: Sequence[Path | None]) -> str:
+    """Return a name for a store made of these files in the way that `said` says."""
+    return _hashed(" ".join([said, *(_digest(path) if path else "-" for path in inputs)]))
 
 
 def _hashed(text: str) -> str:
@@ -292,7 +297,7 @@ def _digest(path: Path) -> str:
     return hasher.hexdigest()
 
 
-def _known(store: Store, ids: Iterable[int | str]) -> tuple[str, ...]:
+def known_chroms(store: Store, ids: Iterable[int | str]) -> tuple[str, ...]:
     """Return the genome's names of chromosomes given by number or name."""
     known: list[str] = []
     absent: list[str] = []
@@ -336,18 +341,29 @@ def _embedded(
     proteins: str | Mapping[str, Any],
     contexts: str | Mapping[str, Any],
 ) -> Arrays:
-    """Embed what training and validation read and is not there; return the names of the arrays."""
+    """Embed what training and validation read; return the names of the arrays."""
     table = selection.columns("train", names=("window",))
     chroms = [store.tiling.chrom_index[chrom] for chrom in valid_chroms]
     valid = [np.arange(*store.tiling.first_window[chrom : chrom + 2]) for chrom in chroms]
     windows = np.unique(np.concatenate([table["window"].astype(np.int64), *valid]))
+    return embed_all(store, embedder, proteins, contexts, windows)
+
+
+def embed_all(
+    store: Store,
+    embedder: EnformerEmbedder,
+    proteins: str | Mapping[str, Any],
+    contexts: str | Mapping[str, Any],
+    windows: Int64[np.ndarray, " n"],
+) -> Arrays:
+    """Embed windows, factors and contexts that are not there yet; return the names of their arrays."""
     sequences, texts = make_sequence_embedder(*_named(proteins)), make_text_embedder(*_named(contexts))
     specs = embedder.spec(store.meta.genome, store.grid), sequences.spec(), texts.spec()
     names = Arrays(*(spec.short_id for spec in specs))
     embed_windows(store, embedder, name=names.windows, windows=windows).require_complete()
     embed_factors(store, sequences, name=names.proteins).require_complete()
     embed_contexts(store, texts, name=names.contexts).require_complete()
-    return names
+    return choose_arrays(store, windows=names.windows, proteins=names.proteins, contexts=names.contexts)
 
 
 def _named(choice: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
