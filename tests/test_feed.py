@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.planted import DIM, FACTORS, planted  # noqa: F401
+from tfbind_store import feed
 from tfbind_store.errors import SelectionError, StoreMissing
 from tfbind_store.feed import DenseFeed, Experiments, PairSource, choose_arrays, labels_of, permuted, prefetch, to_torch
 from tfbind_store.query.labels import Intervals, load_truth
@@ -184,3 +185,38 @@ def test_permuted_peaks_keep_experiment_chromosome_and_length():
     assert (moved.summit_bp != peaks.summit_bp).all()
     assert (moved.summit_bp < np.array([1000, 2000, 2000])).all()
     assert permuted(peaks, [1000, 2000], seed=0).summit_bp.tolist() == moved.summit_bp.tolist()
+
+
+class TestOnTheDevice:
+    """What an accelerator keeps gives the batches that the host gives; here the CPU stands in for it."""
+
+    @pytest.mark.parametrize("rooms", [(10**9, 10**9), (0, 10**9)])
+    def test_batches_are_the_same(self, material, monkeypatch, rooms):
+        expected = dense(material).batch(3)
+        found = iter(rooms)
+        monkeypatch.setattr(feed, "room_on", lambda device: next(found))
+        kept = dense(material)
+        batch = kept.batch(3)
+        assert (kept._dna_on_device is None) == (rooms[0] == 0)
+        assert kept._codes_on_device is not None
+        assert torch.equal(batch.dna, expected.dna)
+        torch.testing.assert_close(batch.labels, expected.labels, rtol=0, atol=0, equal_nan=True)
+
+    def test_processes_share_a_batch(self, material):
+        whole = dense(material).batch(5)
+        parts = [dense(material).batch(5, part=part, n_parts=3) for part in range(3)]
+        assert sorted(np.concatenate([part.bins for part in parts]).tolist()) == sorted(whole.bins.tolist())
+        for place, part in enumerate(parts):
+            assert torch.equal(part.dna, whole.dna[place::3])
+            assert part.experiments.tolist() == whole.experiments.tolist()
+
+    @pytest.mark.gpu
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+    def test_a_gpu_keeps_all_of_a_small_selection(self, planted):  # noqa: F811
+        store = planted.store
+        selection = Selection.open(store, planted.selection)
+        arrays, device = choose_arrays(store), torch.device("cuda")
+        found = gather_material(store, selection, arrays, device=device, max_valid_bins=100)
+        kept = dense(found)
+        assert kept._dna_on_device is not None
+        assert kept.batch(0).dna.device.type == "cuda"
