@@ -167,8 +167,9 @@ def _chunks(
         except RuntimeError as error:
             what = f"the bigWig is damaged in {name}:{start}-{end}"
             raise InputFileError(what, where=where, fix="copy or download it again") from error
-        n_bad = int(np.isinf(bases).sum())
-        if n_bad:
+        n_bad = 0
+        if np.isinf(np.fmax.reduce(bases)) or np.isinf(np.fmin.reduce(bases)):  # a third of the time of isinf
+            n_bad = int(np.isinf(bases).sum())
             bases[np.isinf(bases)] = np.nan
         yield start, transformed(binned(bases, bin_bp, binning), binning, where=where), n_bad
 
@@ -190,7 +191,8 @@ def binned(bases: Float32[np.ndarray, " bp"], bin_bp: int, binning: Binning) -> 
     present: Int64[np.ndarray, " bins"] = np.full(n_bins, bin_bp, dtype=np.int64)
     if has_gaps:
         present = bin_bp - np.count_nonzero(missing.reshape(n_bins, bin_bp), axis=1)
-        bases = np.where(missing, np.float32(-np.inf if binning.statistic == "max" else 0), bases)
+        bases = bases.copy()
+        np.copyto(bases, np.float32(-np.inf if binning.statistic == "max" else 0), where=missing)
     table = bases.reshape(n_bins, bin_bp)
     real = np.full(n_bins, bin_bp, dtype=np.int64)
     real[-1] -= rest
