@@ -389,6 +389,10 @@ class ShardedArray:
         }.get(state, f"window {row} has not been embedded")
         return MissingWindow(what, where=where, fix=fix)
 
+    def let_go(self) -> None:
+        """Unmap what was read: whoever passes over a whole genome once keeps no more of it than it works on."""
+        self._maps.mapped.clear()
+
     def will_need(self, windows: Iterable[int]) -> None:
         """Tell the system that these windows are read soon, so that it fetches them together."""
         size = self.layout.window_bytes

@@ -173,7 +173,8 @@ def _columns(store: Store, loci: Sequence[Locus]) -> tuple[Int64[np.ndarray, " n
 
 def _score(store: Store, run: LoadedRun, encoded: EncodedPairs, parts: Parts) -> int:
     """Score what is not there yet; return the bins that have a score, of each pair."""
-    read = BinReader(store.array(run.arrays.windows), run.source.device)
+    array = store.array(run.arrays.windows)
+    read = BinReader(array, run.source.device)
     n_bins = store.grid.n_bins
     offsets = np.arange(n_bins, dtype=np.int64)
     bar = tqdm(total=len(parts.windows), desc="predict", unit="window", disable=None)
@@ -182,6 +183,7 @@ def _score(store: Store, run: LoadedRun, encoded: EncodedPairs, parts: Parts) ->
         bins = (windows[:, None] * n_bins + offsets).reshape(-1)
         with torch.inference_mode():
             scores = run.head.score_pairs(read(bins), encoded.pairs).float().cpu().numpy()
+        array.let_go()
         bar.update(len(windows))
         return np.ascontiguousarray(scores.T)
 
