@@ -268,3 +268,12 @@ def test_plan_states_the_memory_of_each_mode(world):
     refused = CliRunner().invoke(main, command[:4])
     assert refused.exit_code == 1
     assert "fix:   --checkpoint TRUNK" in refused.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_fine_tunes_like_the_cpu(world):
+    found = [
+        tune(world, f"on-{device}", mode="all", device=device, trunk_lr=1e-4).metrics for device in ("cpu", "cuda")
+    ]
+    assert found[1]["valid_loss"] == pytest.approx(found[0]["valid_loss"], rel=1e-2)
