@@ -22,7 +22,10 @@ LAYERS: list[list[set[str]]] = [
     [{"report"}, {"trainers", "track_trainer"}],
     [{"finetune", "finetune_config", "finetune_feed", "finetune_memory", "finetune_modes", "live_model"}],
     [{"pretrain", "track_feed", "trunk_forward"}],
-    [{"asked_pairs", "calibration", "predict", "prediction_files", "prediction_parts", "variants"}],
+    [
+        {"asked_pairs", "calibration", "predict", "prediction_files", "prediction_parts", "variants"},
+        {"plain_track_training"},
+    ],
     [{"train", "train_batches", "train_config", "train_folds", "train_loss", "train_material"}],
     [{"learning"}],
     [{"evaluate"}],
@@ -57,13 +60,14 @@ LAYERS: list[list[set[str]]] = [
         {"durable"},
         {"textfiles"},
         {"figures"},
-        {"metrics", "summary", "curves"},
+        {"metrics", "summary", "curves", "track_metrics"},
     ],
     [{"errors"}],
 ]
 TORCH_ROOMS = {
     "asked_pairs",
     "calibration",
+    "plain_track_training",
     "predict",
     "variants",
     "cli",

@@ -53,6 +53,7 @@ for command in (
     learning.train,
     tuning.finetune,
     learning.evaluate,
+    predicting.train_tracks,
     predicting.predict,
     predicting.score,
     learning.report,

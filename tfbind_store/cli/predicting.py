@@ -1,4 +1,4 @@
-"""Commands that use a trained head: predict."""
+"""Commands that use a trained head: predict, score; and the one that trains plain track heads."""
 
 from __future__ import annotations
 
@@ -151,3 +151,60 @@ def score(
     text = [f"{result.n_scored:,} of {result.n_variants:,} alleles scored into {result.path}"]
     text += [f"  skipped {count:,}: {cause.replace('_', ' ')}" for cause, count in result.skipped.items()]
     emit(result, text, as_json=as_json)
+
+
+@click.command(
+    "train-tracks",
+    cls=Command,
+    examples=[
+        "tfbind train-tracks t.safetensors --species yeast=yeast.store --tracks chip --valid-chroms chrII --steps 5",
+    ],
+)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--species", multiple=True, required=True, metavar="NAME=STORE", help="A species' store. Repeatable.")
+@click.option("--tracks", default="tracks", show_default=True, help="Name of the array of tracks in each store.")
+@click.option("--windows", default="windows", show_default=True, help="Name of the array of windows in each store.")
+@click.option("--valid-chroms", metavar="LIST", help="Chromosomes that validate.")
+@click.option("--loci", metavar="SET", help="Imported loci whose split column says train and valid, instead.")
+@click.option("--loss", type=click.Choice(["poisson", "pearson"]), default="poisson", show_default=True, help="Loss.")
+@click.option("--steps", default=500, show_default=True, help="Optimizer steps; species take turns.")
+@click.option("--width", default=64, show_default=True, help="Of the layer that the species share; 0 for none.")
+@click.option("--lr", default=1e-3, show_default=True, help="Learning rate.")
+@click.option("--seed", default=0, show_default=True, help="Decides weights, order and dropout.")
+@json_option
+def train_tracks(
+    out: Path,
+    species: tuple[str, ...],
+    tracks: str,
+    windows: str,
+    valid_chroms: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Train a head that gives tracks from DNA alone, for one species or several together.
+
+    Each species is a store with embedded windows and imported tracks; they share a layer, and each has an output of its
+    own. What was not measured has no loss. One read of a window serves all its tracks.
+    """
+    from tfbind_store.plain_track_training import PlainTrackConfig, SpeciesTracks, train_plain_tracks
+    from tfbind_store.store import Store
+
+    places = key_values(species, option="--species")
+    sources = {
+        name: SpeciesTracks(Store.open(path), f"embeddings/{windows}", f"tracks/{tracks}")
+        for name, path in places.items()
+    }
+    config = PlainTrackConfig(valid_chroms=tuple(listed(valid_chroms)), **given)
+    result = train_plain_tracks(sources, out, config)
+    text = [f"{result.path}: loss {result.losses[0]:.4g} at first, {result.losses[-1]:.4g} at last"]
+    for name, scores in result.scores.items():
+        medians = [_median(part) for part in (scores.pearson_over_bins, scores.spearman_over_bins)]
+        text.append(f"  {name}: Pearson over bins {medians[0]}, Spearman {medians[1]} (median over tracks)")
+    if result.n_in_neither:
+        text.append(f"  {result.n_in_neither:,} windows touch training and validation loci and are in neither")
+    emit(result, text, as_json=as_json)
+
+
+def _median(values: Any) -> str:
+    known = sorted(value for value in values.tolist() if value == value)
+    return f"{known[len(known) // 2]:.3f}" if known else "-"
