@@ -358,6 +358,17 @@ def test_two_processes_make_the_steps_of_one(planted, pairing):  # noqa: F811
     assert not (two / "state.safetensors").exists()
 
 
+@pytest.mark.slow
+def test_the_command_trains_in_two_processes_and_one_speaks(planted):  # noqa: F811
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "--"]
+    options = ["--steps", "2", "--device", "cpu", "--set", "bins_per_step=32", "--set", "pairs_per_step=4"]
+    command = [*launch, "tfbind_store", "train", str(planted.store.path), "all", "--run", "launched", *options]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--json"], check=True, env=environment, timeout=300, capture_output=True, text=True)
+    assert json.loads(done.stdout)["steps"] == 2
+    assert (planted.store.run_dir("launched") / "head.safetensors").exists()
+
+
 def test_the_average_is_what_is_validated_and_kept(planted):  # noqa: F811
     config = steady(average=0.5, validate_every=6)
     plain = train_head(planted.store, planted.selection, steady(validate_every=6), "plain").path
