@@ -285,7 +285,7 @@ def test_windows_that_are_not_embedded_are_counted(planted, caplog, tmp_path):  
 
 def test_two_processes_do_not_train_one_run(planted):  # noqa: F811
     path = planted.store.run_dir("shared")
-    path.mkdir()
+    path.mkdir(parents=True)
     config = TrainConfig(steps=2, **QUICK)
     with sole_owner(path, doing="training it"), pytest.raises(StoreBusy, match="training run 'shared'"):
         train_head(planted.store, planted.selection, config, "shared", overwrite=True)
@@ -364,7 +364,8 @@ def test_the_command_trains_in_two_processes_and_one_speaks(planted):  # noqa: F
     options = ["--steps", "2", "--device", "cpu", "--set", "bins_per_step=32", "--set", "pairs_per_step=4"]
     command = [*launch, "tfbind_store", "train", str(planted.store.path), "all", "--run", "launched", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, "--json"], check=True, env=environment, timeout=300, capture_output=True, text=True)
+    command = [*command, "--json"]
+    done = subprocess.run(command, check=True, env=environment, timeout=300, capture_output=True, text=True)
     assert json.loads(done.stdout)["steps"] == 2
     assert (planted.store.run_dir("launched") / "head.safetensors").exists()
 
