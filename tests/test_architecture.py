@@ -34,9 +34,9 @@ LAYERS: list[list[set[str]]] = [
     [{"feed", "bin_reader"}],
     [{"precompute"}, {"query"}, {"heads"}, {"ingest"}],
     [{"verify", "repair", "garbage"}],
-    [{"store", "identity", "residues", "sequences", "stock"}],
+    [{"store", "answers", "identity", "residues", "sequences", "stock"}],
     [
-        {"catalog", "columns", "migrations", "snapshots"},
+        {"catalog", "columns", "migrations", "snapshots", "strangers", "stranger_process"},
         {
             "arrays",
             "commit",
@@ -149,7 +149,7 @@ def test_heads_know_no_store() -> None:
             assert used <= {"heads", "errors", "config", "spec", "batch"}, module
 
 
-@pytest.mark.parametrize(("library", "room"), [("duckdb", {"catalog"}), ("zarr", {"arrays"})])
+@pytest.mark.parametrize(("library", "room"), [("duckdb", {"catalog", "stranger_process"}), ("zarr", {"arrays"})])
 def test_only_one_module_knows(library: str, room: set[str]) -> None:
     users = {module for module, tree in MODULES.items() for name in imports(tree) if name.split(".")[0] == library}
     assert users <= room

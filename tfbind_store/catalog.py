@@ -1,9 +1,9 @@
-"""The DuckDB catalog: open, migrate, typed reads, bulk inserts, and SQL from strangers.
+"""The DuckDB catalog: open, migrate, typed reads, and bulk inserts; SQL from strangers goes to ``strangers``.
 
 A writer opens the working file. Readers open an immutable snapshot of it, attached read-only to a database in memory,
 so that several readers in one process never meet each other's settings. Results are numpy columns; NULL is NaN among
-numbers and None among anything else. This is the only module that imports duckdb. Which files there are, and who may
-write, is the ``store``'s business.
+numbers and None among anything else. Only this module and ``stranger_process`` import duckdb. Which files there are,
+and who may write, is the ``store``'s business.
 """
 
 from __future__ import annotations
@@ -13,36 +13,30 @@ import json
 import logging
 import re
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import duckdb
 
+from tfbind_store import strangers
 from tfbind_store.columns import Columns, Parameters, as_column, plain_parameters, to_columns
 from tfbind_store.durable import discard, publish_temporary, temporary_beside
-from tfbind_store.errors import CatalogError, InputFileError, NoSpace, SqlError, SqlTimeout, StoreReadOnly
+from tfbind_store.errors import CatalogError, InputFileError, NoSpace, StoreReadOnly
 from tfbind_store.migrations import newest_schema, schema_steps
+from tfbind_store.strangers import Limits, Stream, Table
 
 STORAGE_VERSION = "v1.0.0"
 """Written so that DuckDB 1.x opens it too."""
-MAX_SQL_CHARS = 1_000_000
 _NAME = re.compile(r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$")
+_PLAIN_TYPE = re.compile(
+    r"(BOOLEAN|U?(TINY|SMALL|BIG|HUGE)?INT|U?INTEGER|FLOAT|DOUBLE|VARCHAR|DECIMAL\(\d+,\d+\)|DATE|TIME|TIMESTAMP"
+    r"( WITH TIME ZONE)?)(\[\])*"
+)
 _CSV_LINE = re.compile(r"CSV Error on Line: (\d+)")
 _LINE_SEPARATOR = "\x01"
 _log = logging.getLogger(__name__)
-
-
-class Table(NamedTuple):
-    """The answer to a stranger's query."""
-
-    columns: list[str]
-    types: list[str]
-    rows: list[tuple[Any, ...]]
-    is_cut: bool
-    """Whether there were more rows than asked for."""
 
 
 class Catalog:
@@ -242,6 +236,28 @@ class Catalog:
             with writer.registered("outgoing_rows", columns):
                 writer.to_parquet("SELECT * FROM outgoing_rows", path)
 
+    @staticmethod
+    def write_parquet_rows(
+        path: Path, names: Sequence[str], types: Sequence[str], batches: Iterable[Sequence[Sequence[Any]]]
+    ) -> None:
+        """Write plain rows as they come to a Parquet file, with the types that a stranger's answer has."""
+        kinds = [kind if _PLAIN_TYPE.fullmatch(kind) else "VARCHAR" for kind in types]
+        columns = ", ".join(f'"c{place}" {kind}' for place, kind in enumerate(kinds))
+        renamed = ", ".join(f'"c{place}" AS "{_quoted(name)}"' for place, name in enumerate(names))
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder, duckdb.connect(f"{folder}/rows.duckdb") as held:
+            writer = Catalog(held, path, is_snapshot=False)
+            writer.execute(f"CREATE TABLE outgoing_rows ({columns})")
+            for batch in batches:
+                values = zip(*batch, strict=True)
+                writer.insert(
+                    "outgoing_rows",
+                    {
+                        f"c{place}": _as_kind(column, own, kind)
+                        for place, (column, own, kind) in enumerate(zip(values, types, kinds, strict=True))
+                    },
+                )
+            writer.to_parquet(f"SELECT {renamed} FROM outgoing_rows", path)
+
     # strangers -----------------------------------------------------------------------------------------------------
 
     def untrusted(
@@ -262,15 +278,29 @@ class Catalog:
         SqlTimeout
             If it runs longer than `seconds`.
         """
-        with self._sandbox(memory) as connection, _time_limit(connection, seconds), _sql_errors(sql):
-            _require_text(sql, params)
-            _require_one_select(connection, sql)
-            connection.execute(sql, plain_parameters(params))
-            types = [str(column[1]) for column in connection.description or ()]
-            names = [str(column[0]) for column in connection.description or ()]
-            rows = connection.fetchall() if max_rows is None else connection.fetchmany(max_rows + 1)
-        is_cut = max_rows is not None and len(rows) > max_rows
-        return Table(names, types, rows[:max_rows], is_cut)
+        return strangers.ask(self._snapshot(), sql, params, Limits(seconds, memory), max_rows=max_rows)
+
+    @contextlib.contextmanager
+    def untrusted_stream(
+        self, sql: str, params: Parameters = None, *, limits: Limits | None = None, max_rows: int | None = None
+    ) -> Iterator[Stream]:
+        """Answer a stranger's query row by row, holding little of it."""
+        with strangers.stream(self._snapshot(), sql, params, limits or Limits(), max_rows=max_rows) as answer:
+            yield answer
+
+    def untrusted_plan(self, sql: str, params: Parameters = None, *, limits: Limits | None = None) -> str:
+        """Return how a stranger's query would be answered."""
+        return strangers.explain(self._snapshot(), sql, params, limits or Limits())
+
+    def described(self) -> list[tuple[str, str, str, str, str]]:
+        """Return (view, what it holds, column, type, what it means) for every column of every view, in order."""
+        return self.rows(
+            """SELECT view_name, coalesce(v.comment, ''), column_name, data_type, coalesce(c.comment, '')
+            FROM duckdb_columns() AS c JOIN duckdb_views() AS v
+              ON c.table_oid = v.view_oid AND c.database_name = v.database_name
+            WHERE c.schema_name = 'main' AND c.database_name = current_database() AND NOT v.internal
+            ORDER BY view_oid, column_index"""
+        )
 
     def untrusted_where(
         self,
@@ -279,44 +309,25 @@ class Catalog:
         params: Parameters = None,
         *,
         columns: Sequence[str] = ("experiment",),
+        distinct: bool = True,
         seconds: float = 30,
         memory: str = "2GB",
     ) -> Columns:
         """Return distinct `columns` of the rows of `view` that a stranger's WHERE condition keeps, sorted.
 
+        Without `distinct`, return them for every such row, in the order of the view.
+
         The condition stands in parentheses on lines of its own; the query must be the same as without it but for the
         condition, so that it can neither end the query nor add to it.
         """
         chosen = ", ".join(map(_name, columns))
-        template = f"SELECT DISTINCT {chosen} FROM {_name(view)} WHERE (\n%s\n)"
-        with self._sandbox(memory) as connection, _time_limit(connection, seconds), _sql_errors(fragment):
-            sql = template % fragment
-            _require_text(sql, params)
-            _require_one_select(connection, sql)
-            if _without_where(connection, sql) != _without_where(connection, template % "TRUE"):
-                raise SqlError("not a condition on its own", where=fragment[:200], fix="write what follows WHERE")
-            return to_columns(connection.execute(f"{sql} ORDER BY ALL", plain_parameters(params)).fetchnumpy())
+        template = f"SELECT {'DISTINCT ' if distinct else ''}{chosen} FROM {_name(view)} WHERE (\n%s\n)"
+        limits = Limits(seconds, memory)
+        return strangers.where(self._snapshot(), template, fragment, params, limits, tail="ORDER BY ALL" if distinct else "")
 
-    @contextlib.contextmanager
-    def _sandbox(self, memory: str) -> Iterator[duckdb.DuckDBPyConnection]:
+    def _snapshot(self) -> Path:
         assert self.is_snapshot, "strangers read snapshots only"
-        with _catalog_errors(self.path):
-            connection = _attached(self.path)
-            for setting, value in (
-                ("memory_limit", memory),
-                ("threads", 2),
-                ("temp_directory", ""),
-                ("python_enable_replacements", False),
-                ("autoinstall_known_extensions", False),
-                ("autoload_known_extensions", False),
-                ("enable_external_access", False),
-                ("lock_configuration", True),
-            ):
-                connection.execute(f"SET {setting} = ?", [value])
-        try:
-            yield connection
-        finally:
-            connection.close()
+        return self.path
 
     # schema --------------------------------------------------------------------------------------------------------
 
@@ -354,66 +365,6 @@ def _attached(path: Path) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def _require_text(sql: str, params: Parameters) -> None:
-    """Raise UnicodeError for what a command line holds that is no UTF-8: DuckDB's own error says nothing of it."""
-    values = params.values() if isinstance(params, Mapping) else params or ()
-    for value in (sql, *values):
-        if isinstance(value, str):
-            value.encode()
-
-
-def _require_one_select(connection: duckdb.DuckDBPyConnection, sql: str) -> None:
-    if len(sql) > MAX_SQL_CHARS:
-        raise SqlError(f"the query has {len(sql):,} characters, at most {MAX_SQL_CHARS:,} are read", where=sql[:100])
-    statements = connection.extract_statements(sql)
-    if len(statements) != 1:
-        raise SqlError(f"{len(statements)} statements, expected exactly one SELECT", where=sql[:200])
-    if statements[0].type != duckdb.StatementType.SELECT:
-        kind = statements[0].type.name
-        raise SqlError(f"a statement of kind {kind}, expected a SELECT", where=sql[:200])
-
-
-def _without_where(connection: duckdb.DuckDBPyConnection, sql: str) -> Any:
-    """Return the parsed query without its condition."""
-    found = connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()
-    parsed: dict[str, Any] = json.loads(found[0]) if found else {"error": True}
-    if parsed["error"] or len(parsed["statements"]) != 1:
-        raise SqlError(str(parsed.get("error_message", "cannot be parsed")), where=sql[:200])
-    node = parsed["statements"][0]["node"]
-    return {key: value for key, value in node.items() if key != "where_clause"}
-
-
-@contextlib.contextmanager
-def _time_limit(connection: duckdb.DuckDBPyConnection, seconds: float) -> Iterator[None]:
-    """Interrupt what runs on `connection` after `seconds`: DuckDB has no time limit of its own."""
-    timer = threading.Timer(seconds, connection.interrupt)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    except duckdb.InterruptException as error:
-        fix = "ask for less, or give it more time with --seconds"
-        raise SqlTimeout(f"the query ran longer than {seconds:g} s and was stopped", fix=fix) from error
-    finally:
-        timer.cancel()
-
-
-@contextlib.contextmanager
-def _sql_errors(sql: str) -> Iterator[None]:
-    try:
-        yield
-    except duckdb.InterruptException:
-        raise
-    except (duckdb.Error, RuntimeError, UnicodeError) as error:
-        if isinstance(error, SqlError):
-            raise
-        what = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        fix = "tfbind sql STORE --schema lists the views and columns"
-        if "arameter" in what:  # one that is not given, or one too many
-            fix = "give each $NAME of the query its value, and nothing else: -p NAME=VALUE"
-        raise SqlError(what, where=sql[:200], fix=fix) from error
-
-
 @contextlib.contextmanager
 def _catalog_errors(path: Path, *, fix: str = "") -> Iterator[None]:
     try:
@@ -448,6 +399,17 @@ def _parquet_target(path: Path) -> Iterator[Path]:
 def _name(name: str) -> str:
     assert _NAME.match(name), f"not a name of ours: {name!r}"
     return name
+
+
+def _quoted(name: str) -> str:
+    return name.replace('"', '""')
+
+
+def _as_kind(values: Sequence[Any], own: str, kind: str) -> list[Any]:
+    """Return values as they are, or as JSON where their own type is none that a Parquet column is given here."""
+    if own == kind:
+        return list(values)
+    return [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
 
 
 def _literal(path: Path) -> str:

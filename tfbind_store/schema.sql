@@ -213,41 +213,139 @@ CREATE TABLE data.runs (
 );
 
 -- views: what people query ------------------------------------------------------------------------------------------
+-- Every view and every column of it has a comment: `tfbind sql STORE --schema` prints them.
 CREATE VIEW chromosomes AS SELECT chrom, length_bp, n_bp FROM data.chromosomes ORDER BY chrom_id;
+COMMENT ON VIEW chromosomes IS 'The chromosomes of the genome, in its own order.';
+COMMENT ON COLUMN chromosomes.chrom IS 'Name, as the genome''s FASTA spells it.';
+COMMENT ON COLUMN chromosomes.length_bp IS 'Length in bp.';
+COMMENT ON COLUMN chromosomes.n_bp IS 'How many of its bases are N or anything else but A, C, G, T.';
+
 CREATE VIEW windows AS
     SELECT window_id, chrom, start_bp AS start, end_bp AS "end", n_fraction, gc_fraction
     FROM data.windows JOIN data.chromosomes USING (chrom_id);
+COMMENT ON VIEW windows IS 'The windows that tile the genome: one row of every array of embeddings each.';
+COMMENT ON COLUMN windows.window_id IS 'Number of the window through the whole genome, from 0; the row in the arrays.';
+COMMENT ON COLUMN windows.chrom IS 'Chromosome.';
+COMMENT ON COLUMN windows.start IS 'First base of the window''s kept bins, 0-based.';
+COMMENT ON COLUMN windows."end" IS 'One past the last base of the kept bins, cut at the chromosome''s end.';
+COMMENT ON COLUMN windows.n_fraction IS 'Share of its bases that are N.';
+COMMENT ON COLUMN windows.gc_fraction IS 'Share of G and C among its bases that are not N; NULL where all are N.';
+
+CREATE VIEW bins AS
+    SELECT w.window_id, r.bin, c.chrom, w.start_bp + r.bin * r.bin_bp AS start,
+           least(w.start_bp + (r.bin + 1) * r.bin_bp, c.length_bp) AS "end"
+    FROM data.windows AS w
+    JOIN data.chromosomes AS c USING (chrom_id)
+    CROSS JOIN (SELECT unnest(range((value ->> '$.n_bins')::INTEGER))::SMALLINT AS bin,
+                       (value ->> '$.bin_bp')::BIGINT AS bin_bp
+                FROM data.meta WHERE key = 'grid') AS r
+    WHERE w.start_bp + r.bin * r.bin_bp < c.length_bp;
+COMMENT ON VIEW bins IS 'The bins of the genome, bound or not: what a row of a selection is made of. Join peaks by window_id and bin.';
+COMMENT ON COLUMN bins.window_id IS 'Window that the bin lies in.';
+COMMENT ON COLUMN bins.bin IS 'Number of the bin in its window, from 0.';
+COMMENT ON COLUMN bins.chrom IS 'Chromosome.';
+COMMENT ON COLUMN bins.start IS 'First base, 0-based.';
+COMMENT ON COLUMN bins."end" IS 'One past the last base, cut at the chromosome''s end.';
+
 CREATE VIEW proteins AS SELECT symbol, accession, species, length_aa, sequence FROM data.proteins;
+COMMENT ON VIEW proteins IS 'The proteins that were imported: one per gene symbol.';
+COMMENT ON COLUMN proteins.symbol IS 'Gene symbol, as the proteins'' own file spells it.';
+COMMENT ON COLUMN proteins.accession IS 'UniProt accession, or the file''s own name for it.';
+COMMENT ON COLUMN proteins.species IS 'Species, where the file says so.';
+COMMENT ON COLUMN proteins.length_aa IS 'Length in amino acids.';
+COMMENT ON COLUMN proteins.sequence IS 'Amino acids, one letter each.';
+
 CREATE VIEW factors AS
     SELECT f.factor, f.genes, f.has_protein, f.family, sum(p.length_aa) AS length_aa
     FROM data.factors f
     LEFT JOIN data.factor_subunits s USING (factor_id)
     LEFT JOIN data.proteins p USING (protein_id)
     GROUP BY ALL;
+COMMENT ON VIEW factors IS 'Transcription factors and complexes that experiments were made of.';
+COMMENT ON COLUMN factors.factor IS 'Name: the gene symbols of its subunits, joined by hyphens.';
+COMMENT ON COLUMN factors.genes IS 'Gene symbols of its subunits, a list.';
+COMMENT ON COLUMN factors.has_protein IS 'Whether every subunit has a sequence.';
+COMMENT ON COLUMN factors.family IS 'Family, by sequence or DNA-binding domain, where known.';
+COMMENT ON COLUMN factors.length_aa IS 'Amino acids of all its subunits together.';
+
 CREATE VIEW biotypes AS
     SELECT b.biotype, b.base_biotype, b.treatment, c.text AS context, b.metadata
     FROM data.biotypes b LEFT JOIN data.contexts c USING (biotype_id);
+COMMENT ON VIEW biotypes IS 'Cell types, tissues and cell lines, each treatment on its own.';
+COMMENT ON COLUMN biotypes.biotype IS 'Name with treatment, as in the experiments'' names.';
+COMMENT ON COLUMN biotypes.base_biotype IS 'Name without treatment.';
+COMMENT ON COLUMN biotypes.treatment IS 'Treatment, NULL where there was none.';
+COMMENT ON COLUMN biotypes.context IS 'The text that the text model reads.';
+COMMENT ON COLUMN biotypes.metadata IS 'Further columns of the imported table, as JSON.';
+
 CREATE VIEW experiments AS
     SELECT e.experiment, e.accession, f.factor, b.biotype, b.base_biotype, b.treatment, e.modification, e.peaks_nr,
-           count(p.experiment_id) AS n_peaks, f.has_protein, e.assembly, e.metadata
+           coalesce(p.n_peaks, 0) AS n_peaks, f.has_protein, e.assembly, e.metadata, e.experiment_id
     FROM data.experiments e
     JOIN data.factors f USING (factor_id)
     JOIN data.biotypes b USING (biotype_id)
-    LEFT JOIN data.peaks p USING (experiment_id)
-    GROUP BY ALL;
+    LEFT JOIN (SELECT experiment_id, count(*) AS n_peaks FROM data.peaks GROUP BY experiment_id) AS p
+        USING (experiment_id);
+COMMENT ON VIEW experiments IS 'ChIP-seq results: one factor in one cell type from one accession.';
+COMMENT ON COLUMN experiments.experiment IS 'Full name, ACCESSION.FACTOR.BIOTYPE, as in the peak file.';
+COMMENT ON COLUMN experiments.accession IS 'Accession of the study, such as GSE12345.';
+COMMENT ON COLUMN experiments.factor IS 'Factor, by gene symbols.';
+COMMENT ON COLUMN experiments.biotype IS 'Cell type with treatment.';
+COMMENT ON COLUMN experiments.base_biotype IS 'Cell type without treatment.';
+COMMENT ON COLUMN experiments.treatment IS 'Treatment, NULL where there was none.';
+COMMENT ON COLUMN experiments.modification IS 'Modification of the factor''s protein, such as K4ac; NULL for none.';
+COMMENT ON COLUMN experiments.peaks_nr IS 'Peaks genome-wide as its authors count them; NULL where unknown.';
+COMMENT ON COLUMN experiments.n_peaks IS 'Peaks that this store holds.';
+COMMENT ON COLUMN experiments.has_protein IS 'Whether the factor''s sequence is known.';
+COMMENT ON COLUMN experiments.assembly IS 'Assembly of the genome, where the metadata say so.';
+COMMENT ON COLUMN experiments.metadata IS 'Further columns of imported tables, as JSON.';
+COMMENT ON COLUMN experiments.experiment_id IS 'Number of the experiment in this store.';
+
 CREATE VIEW peaks AS
     SELECT c.chrom, p.start_bp AS start, p.end_bp AS "end", e.experiment, e.accession, f.factor, b.biotype,
-           e.modification, p.score, p.summit_bp AS summit, p.window_id, p.bin
+           e.modification, p.score, p.summit_bp AS summit, p.window_id, p.bin, b.base_biotype, b.treatment,
+           p.experiment_id
     FROM data.peaks p
     JOIN data.chromosomes c USING (chrom_id)
     JOIN data.experiments e USING (experiment_id)
     JOIN data.factors f USING (factor_id)
     JOIN data.biotypes b USING (biotype_id);
+COMMENT ON VIEW peaks IS 'Called peaks of all experiments: where a factor was found on the genome.';
+COMMENT ON COLUMN peaks.chrom IS 'Chromosome.';
+COMMENT ON COLUMN peaks.start IS 'First base, 0-based.';
+COMMENT ON COLUMN peaks."end" IS 'One past the last base.';
+COMMENT ON COLUMN peaks.experiment IS 'Experiment, by its full name.';
+COMMENT ON COLUMN peaks.accession IS 'Accession of the study.';
+COMMENT ON COLUMN peaks.factor IS 'Factor, by gene symbols.';
+COMMENT ON COLUMN peaks.biotype IS 'Cell type with treatment.';
+COMMENT ON COLUMN peaks.modification IS 'Modification of the factor''s protein; NULL for none.';
+COMMENT ON COLUMN peaks.score IS 'Score or signal, as the peak file gives it.';
+COMMENT ON COLUMN peaks.summit IS 'Position of the summit, 0-based; the midpoint where the file names none.';
+COMMENT ON COLUMN peaks.window_id IS 'Window that holds the summit.';
+COMMENT ON COLUMN peaks.bin IS 'Bin of that window that holds the summit.';
+COMMENT ON COLUMN peaks.base_biotype IS 'Cell type without treatment.';
+COMMENT ON COLUMN peaks.treatment IS 'Treatment, NULL where there was none.';
+COMMENT ON COLUMN peaks.experiment_id IS 'Number of the experiment in this store; filtering by it is fastest.';
+
 CREATE VIEW blacklist AS
     SELECT chrom, start_bp AS start, end_bp AS "end", name FROM data.exclusions JOIN data.chromosomes USING (chrom_id);
+COMMENT ON VIEW blacklist IS 'Loci that are neither bound nor unbound.';
+COMMENT ON COLUMN blacklist.chrom IS 'Chromosome.';
+COMMENT ON COLUMN blacklist.start IS 'First base, 0-based.';
+COMMENT ON COLUMN blacklist."end" IS 'One past the last base.';
+COMMENT ON COLUMN blacklist.name IS 'Name of the list.';
+
 CREATE VIEW loci AS
     SELECT set_name, chrom, start_bp AS start, end_bp AS "end", name, split
     FROM data.loci JOIN data.chromosomes USING (chrom_id);
+COMMENT ON VIEW loci IS 'Named sets of loci, to select by.';
+COMMENT ON COLUMN loci.set_name IS 'Name of the set.';
+COMMENT ON COLUMN loci.chrom IS 'Chromosome.';
+COMMENT ON COLUMN loci.start IS 'First base, 0-based.';
+COMMENT ON COLUMN loci."end" IS 'One past the last base.';
+COMMENT ON COLUMN loci.name IS 'Name of the locus, where the file gives one.';
+COMMENT ON COLUMN loci.split IS 'train, valid or test, where the file says so.';
+
 CREATE VIEW tracks AS
     SELECT t.track, t.role, t.array_name, t.row_index, e.experiment, f.factor, b.biotype, t.assay, t.assembly, t.n_bins,
            t.metadata
@@ -255,4 +353,24 @@ CREATE VIEW tracks AS
     LEFT JOIN data.experiments e USING (experiment_id)
     LEFT JOIN data.factors f USING (factor_id)
     LEFT JOIN data.biotypes b ON b.biotype_id = t.biotype_id;
+COMMENT ON VIEW tracks IS 'Signals along the genome, binned on the store''s grid: labels to predict, or inputs.';
+COMMENT ON COLUMN tracks.track IS 'Name of the track.';
+COMMENT ON COLUMN tracks.role IS 'label (to be predicted) or signal (an input).';
+COMMENT ON COLUMN tracks.array_name IS 'Array that holds its values.';
+COMMENT ON COLUMN tracks.row_index IS 'Row of that array.';
+COMMENT ON COLUMN tracks.experiment IS 'Experiment, by its full name, where known.';
+COMMENT ON COLUMN tracks.factor IS 'Factor, by gene symbols, where known.';
+COMMENT ON COLUMN tracks.biotype IS 'Cell type with treatment, where known.';
+COMMENT ON COLUMN tracks.assay IS 'Assay, such as ATAC-seq.';
+COMMENT ON COLUMN tracks.assembly IS 'Assembly of the genome that the file was made for.';
+COMMENT ON COLUMN tracks.n_bins IS 'Bins that were measured.';
+COMMENT ON COLUMN tracks.metadata IS 'Further facts, as JSON.';
+
 CREATE VIEW imports AS SELECT kind, path, rows_read, rows_kept, dropped, sha256 FROM data.sources ORDER BY source_id;
+COMMENT ON VIEW imports IS 'Files that this catalog was filled from, in their order.';
+COMMENT ON COLUMN imports.kind IS 'What was imported: peaks, relaxed, proteins, biotypes, experiments, blacklist, loci.';
+COMMENT ON COLUMN imports.path IS 'The file, where it lay at the time.';
+COMMENT ON COLUMN imports.rows_read IS 'Rows in the file.';
+COMMENT ON COLUMN imports.rows_kept IS 'Rows that were taken.';
+COMMENT ON COLUMN imports.dropped IS 'Rows left out by cause, as JSON.';
+COMMENT ON COLUMN imports.sha256 IS 'Hash of the file''s bytes.';

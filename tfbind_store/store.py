@@ -24,8 +24,10 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from tfbind_store import stock
+from tfbind_store.answers import Answer
 from tfbind_store.arrays import OnDamage, ShardedArray, Verify, create_array
 from tfbind_store.catalog import Catalog
+from tfbind_store.columns import Parameters
 from tfbind_store.decoded import open_array
 from tfbind_store.durable import make_directory, publish, typed_errors
 from tfbind_store.errors import CatalogError, SpecError, StoreBusy, StoreError, StoreExists, TfbindError
@@ -41,7 +43,7 @@ from tfbind_store.sequences import FactorSequences
 from tfbind_store.snapshots import Snapshots
 from tfbind_store.spec import MEASURED, SHORT_ID_LENGTH, ArrayKind, EmbeddingSpec
 
-__all__ = ["ArrayInfo", "FactorBatch", "FactorProteins", "Store", "StoreMeta"]
+__all__ = ["Answer", "ArrayInfo", "FactorBatch", "FactorProteins", "Store", "StoreMeta"]
 _log = logging.getLogger(__name__)
 FOLDERS: Final[dict[ArrayKind, str]] = {
     "windows": "embeddings",
@@ -175,6 +177,36 @@ class Store:
             what = f"the catalog is of genome {genome}, the store of {self.meta.genome[:12]}"
             raise CatalogError(what, where=str(catalog.path), fix="run tfbind rebuild-catalog")
         return catalog
+
+    def sql(
+        self,
+        query: str,
+        params: Parameters = None,
+        *,
+        seconds: float = 30,
+        memory: str = "2GB",
+        max_rows: int | None = 100_000,
+    ) -> Answer:
+        """Ask the newest snapshot one SELECT: rows, numpy, pandas, Arrow, a ``BedTool``, or a file.
+
+        Parameters
+        ----------
+        query
+            On the views that ``tfbind sql STORE --schema`` explains.
+        params
+            Values bound to ``$name`` or ``?``.
+        seconds, memory
+            What the query may take.
+        max_rows
+            `Answer.is_cut` says whether there were more.
+
+        Raises
+        ------
+        SqlError
+            If it is anything but one SELECT, or fails; SqlTimeout if its time is up.
+        """
+        with self.reader() as catalog:
+            return Answer(catalog.untrusted(query, params, seconds=seconds, memory=memory, max_rows=max_rows))
 
     @property
     def snapshot(self) -> int:

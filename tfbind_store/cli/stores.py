@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from tfbind_store.cli.frame import Command, emit, json_option, key_values, size_
 if TYPE_CHECKING:
     from tfbind_store.store import Store
 
+MAX_PRINTED_ROWS = 100_000
 STORE = click.argument("store", type=click.Path(path_type=Path))
 VERIFY = click.option(
     "--verify",
@@ -196,16 +198,24 @@ def _done(array: Mapping[str, Any]) -> str:
     examples=[
         'tfbind sql yeast.store "SELECT factor, count(*) AS n FROM peaks GROUP BY factor ORDER BY n DESC LIMIT 5"',
         'tfbind sql yeast.store "SELECT * FROM peaks WHERE factor = $factor LIMIT 3" -p factor=REB1 --csv',
+        'tfbind sql yeast.store "SELECT * FROM peaks WHERE factor = $factor" -p factor=REB1 --out reb1.bed',
         "tfbind sql yeast.store --schema",
     ],
 )
 @STORE
 @click.argument("query", required=False)
 @click.option("-p", "--param", "params", multiple=True, metavar="NAME=VALUE", help="Value bound to $NAME. Repeatable.")
-@click.option("--schema", is_flag=True, help="List the views and their columns instead.")
+@click.option("--schema", is_flag=True, help="Explain the views and their columns instead.")
+@click.option("--explain", is_flag=True, help="Show how DuckDB would answer the query instead.")
 @click.option("--csv", "shape", flag_value="csv", help="Print CSV.")
 @click.option("--json", "shape", flag_value="json", help="Print JSON, one object per row.")
+@click.option("--bed", "shape", flag_value="bed", help="Print BED: columns chrom, start, end; name, score, strand.")
 @click.option("--table", "shape", flag_value="table", default="table", help="Print an aligned table (the default).")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a file instead: .csv, .json, .bed or .parquet, by its name's end.",
+)
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
@@ -213,41 +223,65 @@ def _done(array: Mapping[str, Any]) -> str:
     show_default=True,
     help="Stop the query after this long.",
 )
+@click.option("--memory", default="2GB", show_default=True, help="Memory that the query may take.")
 @click.option(
-    "--max-rows", type=click.IntRange(min=1), default=100_000, show_default=True, help="Rows returned at most."
+    "--max-rows",
+    type=click.IntRange(min=1),
+    help="Rows returned at most.  [default: 100000 on the screen, all into a file]",
 )
 def sql(
-    store: Path, query: str | None, params: tuple[str, ...], schema: bool, shape: str, seconds: float, max_rows: int
+    store: Path,
+    query: str | None,
+    params: tuple[str, ...],
+    schema: bool,
+    explain: bool,
+    shape: str,
+    out: Path | None,
+    seconds: float,
+    memory: str,
+    max_rows: int | None,
 ) -> None:
     """Ask the catalog: one SELECT, read-only, with bound parameters.
 
-    The views are chromosomes, windows, factors, proteins, biotypes, experiments, peaks, blacklist, loci and imports.
+    The views are chromosomes, windows, bins, factors, proteins, biotypes, experiments, peaks, blacklist, loci and
+    imports; --schema says what each of their columns means. The query runs in a process of its own that can open no
+    file, and ends when its time or memory is used up.
     """
+    from tfbind_store import answers
     from tfbind_store.store import Store
+    from tfbind_store.strangers import Limits
 
-    if schema:
-        query = (
-            "SELECT table_name AS view, string_agg(column_name, ', ' ORDER BY ordinal_position) AS columns"
-            " FROM information_schema.columns WHERE table_schema = 'main' GROUP BY table_name ORDER BY table_name"
-        )
-    elif not query:
-        raise click.UsageError("no query given")
     with Store.open(store).reader() as catalog:
-        result = catalog.untrusted(query, key_values(params, option="-p"), seconds=seconds, max_rows=max_rows)
-    _print_rows(result.columns, result.rows, shape)
-    if result.is_cut:
-        click.echo(f"cut at {max_rows:,} rows: --max-rows says how many", err=True)
+        if schema:
+            _print_schema(catalog.described(), shape)
+            return
+        if not query:
+            raise click.UsageError("no query given")
+        values, limits = key_values(params, option="-p"), Limits(seconds, memory)
+        if explain:
+            plan = catalog.untrusted_plan(query, values, limits=limits)
+            emit({"plan": plan.splitlines()}, plan, as_json=shape == "json")
+            return
+        most = max_rows or (None if out else MAX_PRINTED_ROWS)
+        with catalog.untrusted_stream(query, values, limits=limits, max_rows=most) as found:
+            if out:
+                answers.write_file(out, None, found.columns, found.types, found.batches())
+            elif shape == "table":
+                emit(None, table(found.columns, [row for batch in found.batches() for row in batch]), as_json=False)
+            else:
+                answers.WRITERS[shape](click.get_text_stream("stdout"), found.columns, found.batches())
+    if found.is_cut:
+        click.echo(f"cut at {most:,} rows: --max-rows says how many", err=True)
 
 
-def _print_rows(columns: list[str], rows: list[tuple[Any, ...]], shape: str) -> None:
+def _print_schema(columns: list[tuple[str, str, str, str, str]], shape: str) -> None:
+    """Print what each view and each of its columns means."""
     if shape == "json":
-        emit([dict(zip(columns, row, strict=True)) for row in rows], "", as_json=True)
-    elif shape == "csv":
-        import csv
-        import sys
-
-        writer = csv.writer(sys.stdout, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
-    else:
-        emit(None, table(columns, rows), as_json=False)
+        keys = ("view", "holds", "column", "type", "means")
+        emit([dict(zip(keys, row, strict=True)) for row in columns], "", as_json=True)
+        return
+    lines: list[str] = []
+    for view, rows in itertools.groupby(columns, key=lambda row: row[:2]):
+        lines += ["", f"{view[0]}: {view[1]}"] if lines else [f"{view[0]}: {view[1]}"]
+        lines += [f"  {line}" for line in table(("column", "type", "meaning"), [row[2:] for row in rows])[1:]]
+    emit(None, lines, as_json=False)

@@ -1,0 +1,184 @@
+"""The process in which SQL from strangers runs: started by ``strangers``, one per query, gone with its answer.
+
+DuckDB's own locks come first: a database attached read-only, no external access, no extensions, locked settings, one
+SELECT. They leave three gaps, met in tests: memory of a function's result is not counted (``repeat`` took 4 GiB under
+a limit of 500 MB), a function at work cannot be interrupted (``lpad`` ran 16 s under a limit of 3 s), and a fault in
+them would be open to all that the user may do. So the kernel holds the same limits once more: before the query is even
+parsed this process gives up opening and writing files, memory past its share, and its life after its time.
+
+This file runs as a program, isolated from the user's Python; it imports nothing of the package. A request is one JSON
+object on standard input; the answer is lines of JSON, in ``columns`` mode with blocks of raw numbers between them.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import sys
+import threading
+from typing import Any
+
+BATCH_ROWS = 1000
+GRACE_SECONDS = 0.6
+"""From the polite interrupt to the end of the process."""
+HEADROOM_BYTES = 1 << 30
+"""What Python, DuckDB's own code and the text of an answer may take beside DuckDB's memory limit."""
+MAX_SQL_CHARS = 1_000_000
+
+
+class Refused(Exception):
+    """A query that may not run."""
+
+
+def main() -> None:
+    """Answer the request on standard input."""
+    request = json.loads(sys.stdin.buffer.read())
+    sys.path.extend(request["sys_path"])
+    import duckdb
+
+    if request["mode"] == "columns":
+        import numpy  # noqa: F401  # before no file can be opened any more
+    with contextlib.suppress(Exception):  # for moments in time; a system without zones has them not
+        import zoneinfo
+
+        zoneinfo.ZoneInfo("UTC")
+
+    try:
+        connection = _connect(duckdb, request)
+    except duckdb.Error as error:
+        _send({"kind": "catalog", "error": str(error)})
+        return
+    timer = threading.Timer(request["seconds"], connection.interrupt)
+    timer.daemon = True
+    timer.start()
+    _lock_in(request["seconds"], request["memory_bytes"])
+    try:
+        {"rows": _rows, "explain": _rows, "columns": _columns}[request["mode"]](duckdb, connection, request)
+    except Refused as error:
+        _send({"kind": "refused", "error": str(error)})
+    except duckdb.InterruptException:
+        _send({"kind": "timeout", "error": ""})
+    except MemoryError:
+        _send({"kind": "sql", "error": "Out of Memory: the query takes more memory than it is given"})
+    except (duckdb.Error, RuntimeError, UnicodeError, ImportError, OSError) as error:
+        _send({"kind": "sql", "error": str(error) or type(error).__name__})
+    sys.stdout.buffer.flush()
+    os._exit(0)  # a thread may still be inside a function that nobody can interrupt
+
+
+def _connect(duckdb: Any, request: dict[str, Any]) -> Any:
+    connection = duckdb.connect(":memory:")
+    literal = "'" + request["path"].replace("'", "''") + "'"
+    connection.execute(f"ATTACH {literal} AS catalog (READ_ONLY)")
+    connection.execute("USE catalog")
+    with contextlib.suppress(duckdb.Error):
+        connection.execute("SET TimeZone = 'UTC'")
+    for setting, value in (
+        ("memory_limit", f"{request['memory_bytes']}B"),
+        ("threads", 2),
+        ("temp_directory", ""),
+        ("python_enable_replacements", False),
+        ("autoinstall_known_extensions", False),
+        ("autoload_known_extensions", False),
+        ("enable_external_access", False),
+        ("lock_configuration", True),
+    ):
+        connection.execute(f"SET {setting} = ?", [value])
+    return connection
+
+
+def _lock_in(seconds: float, memory_bytes: int) -> None:
+    """Give up what a query never needs, for good."""
+    limits = {resource.RLIMIT_FSIZE: 0, resource.RLIMIT_CORE: 0}
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        with open("/proc/self/statm", encoding="ascii") as file:
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        limits[resource.RLIMIT_AS] = used + memory_bytes + HEADROOM_BYTES
+    limits[resource.RLIMIT_NOFILE] = 0  # no file is opened from here on
+    for limit, value in limits.items():
+        with contextlib.suppress(OSError, ValueError):  # a system that knows no such limit has the others
+            resource.setrlimit(limit, (value, value))
+    signal.setitimer(signal.ITIMER_REAL, seconds + GRACE_SECONDS)  # its default action ends the process
+
+
+def _require_one_select(duckdb: Any, connection: Any, sql: str) -> None:
+    if len(sql) > MAX_SQL_CHARS:
+        raise Refused(f"the query has {len(sql):,} characters, at most {MAX_SQL_CHARS:,} are read")
+    statements = connection.extract_statements(sql)
+    if len(statements) != 1:
+        raise Refused(f"{len(statements)} statements, expected exactly one SELECT")
+    if statements[0].type != duckdb.StatementType.SELECT:
+        raise Refused(f"a statement of kind {statements[0].type.name}, expected a SELECT")
+
+
+def _rows(duckdb: Any, connection: Any, request: dict[str, Any]) -> None:
+    """Send names and types, then rows in batches, then whether there were more."""
+    _require_one_select(duckdb, connection, request["sql"])
+    sql = f"EXPLAIN {request['sql']}" if request["mode"] == "explain" else request["sql"]
+    connection.execute(sql, request["params"])
+    description = connection.description or ()
+    _send({"names": [str(column[0]) for column in description], "types": [str(column[1]) for column in description]})
+    left = request["max_rows"]
+    while left is None or left > 0:
+        batch = connection.fetchmany(BATCH_ROWS if left is None else min(BATCH_ROWS, left))
+        if not batch:
+            break
+        _send([[_plain(value) for value in row] for row in batch])
+        left = None if left is None else left - len(batch)
+    _send({"is_cut": left == 0 and bool(connection.fetchmany(1))})
+
+
+def _columns(duckdb: Any, connection: Any, request: dict[str, Any]) -> None:
+    """Send whole columns of the rows that a condition keeps, if it is nothing but a condition."""
+    template, sql = request["template"], request["template"] % request["sql"]
+    _require_one_select(duckdb, connection, sql)
+    if _without_where(connection, sql) != _without_where(connection, template % "TRUE"):
+        raise Refused("not a condition on its own")
+    found = connection.execute(f"{sql} {request['tail']}", request["params"]).fetchnumpy()
+    _send({"names": list(found)})
+    for column in list(found):
+        values = found.pop(column)
+        mask: Any = getattr(values, "mask", None)
+        data = values.data if mask is not None else values
+        has_mask = mask is not None and bool(mask.any())
+        if data.dtype.hasobject:
+            _send({"rows": len(data), "dtype": "json", "has_mask": False})
+            _send([None if has_mask and mask[place] else _plain(value) for place, value in enumerate(data.tolist())])
+            continue
+        _send({"rows": len(data), "dtype": data.dtype.str, "has_mask": has_mask})
+        sys.stdout.buffer.write(memoryview(data).cast("B") if len(data) else b"")
+        if has_mask:
+            sys.stdout.buffer.write(mask.tobytes())
+    _send({"is_cut": False})
+
+
+def _without_where(connection: Any, sql: str) -> Any:
+    """Return the parsed query without its condition."""
+    parsed = json.loads(connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()[0])
+    if parsed["error"] or len(parsed["statements"]) != 1:
+        raise Refused(str(parsed.get("error_message", "cannot be parsed")))
+    return {key: value for key, value in parsed["statements"][0]["node"].items() if key != "where_clause"}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON has it: decimals as floats, bytes in hexadecimal, dates and the like as text."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, bytes):
+        return value.hex()
+    if type(value).__name__ == "Decimal":
+        return float(value)
+    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)
+
+
+def _send(value: Any) -> None:
+    sys.stdout.buffer.write(json.dumps(value).encode("ascii") + b"\n")
+
+
+if __name__ == "__main__":
+    main()
