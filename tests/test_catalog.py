@@ -2,7 +2,9 @@
 
 import gzip
 import os
+import threading
 import time
+from pathlib import Path
 from typing import ClassVar
 
 import duckdb
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from tfbind_store import catalog as catalog_module
+from tfbind_store import strangers
 from tfbind_store.catalog import Catalog
 from tfbind_store.errors import CatalogError, InputFileError, NoSpace, SqlError, SqlTimeout, StoreReadOnly
 from tfbind_store.migrations import newest_schema
@@ -220,6 +223,25 @@ ATTACKS = {
     "only a comment": "-- x",
     "a NUL": "SELECT 1\x00; DROP TABLE data.factors",
     "right-to-left": "SELECT '\u202e' FROM factors; SELECT 1",
+    "explain in front": "EXPLAIN SELECT 1",
+    "the process's own environment": "SELECT * FROM read_text('/proc/self/environ')",
+    "another database's tables": "SELECT * FROM read_duckdb('{secret}', table_name='t')",
+    "a file in the cloud": "SELECT * FROM 's3://bucket/x.parquet'",
+    "a file on the net": "SELECT * FROM read_csv('https://example.com/x.csv')",
+    "metadata of a file": "SELECT * FROM parquet_metadata('{secret}')",
+    "guessing at a file": "SELECT * FROM sniff_csv('{secret}')",
+    "listing extensions": "SELECT * FROM duckdb_extensions()",
+    "enable logging to a file": "CALL enable_logging(storage_path := '{out}')",
+    "prepare": "PREPARE p AS SELECT 1",
+    "a view of its own": "CREATE TEMP VIEW v AS SELECT * FROM '{secret}'",
+    "a macro of its own": "CREATE TEMP MACRO m() AS 1",
+    "use": "USE memory",
+    "detach": "DETACH catalog",
+    "begin": "BEGIN",
+    "vacuum": "VACUUM",
+    "import database": "IMPORT DATABASE '{folder}'",
+    "update": "UPDATE data.meta SET value = 'x'",
+    "full-width semicolon and a real one": "SELECT 1\uff1b; DROP TABLE data.meta",
     "a very long query": "SELECT * FROM factors WHERE factor_id IN ({numbers})",
 }
 FRAGMENTS = [
@@ -235,6 +257,29 @@ FRAGMENTS = [
     ")",
     "",
 ]
+
+
+def watch_memory(monkeypatch):
+    """Return a list that fills with the resident memory of the processes that strangers get."""
+    peaks, real = [0], strangers.subprocess.Popen
+
+    def popen(*args, **kwargs):
+        process = real(*args, **kwargs)
+
+        def look():
+            while process.poll() is None:
+                try:
+                    text = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+                except OSError:
+                    return
+                peaks.extend(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("VmHWM"))
+                time.sleep(0.01)
+
+        threading.Thread(target=look, daemon=True).start()
+        return process
+
+    monkeypatch.setattr(strangers.subprocess, "Popen", popen)
+    return peaks
 
 
 class TestStrangers:
@@ -299,6 +344,53 @@ class TestStrangers:
             reader.untrusted(
                 "SELECT count(*) FROM range(10000000) a, range(1000000) b WHERE a.range < b.range", seconds=0.2
             )
+
+    @pytest.mark.parametrize(
+        "hog",
+        [
+            "SELECT repeat('x', 400000000) FROM range(50)",
+            "SELECT repeat('x', 1000000) FROM range(100000)",
+            "SELECT length(repeat('x', 1000000000)) FROM range(2048)",
+            "SELECT lpad('x', 2000000000, 'y')",
+        ],
+    )
+    def test_what_duckdb_neither_counts_nor_interrupts_ends_with_its_process(self, reader, hog, monkeypatch):
+        peaks = watch_memory(monkeypatch)
+        begin = time.monotonic()
+        with pytest.raises(SqlError):
+            reader.untrusted(hog, seconds=1.5, memory="300MB")
+        assert time.monotonic() - begin < 2.5 + 1  # one more for a busy machine
+        assert max(peaks) < 300e6 + 1.2 * 2**30
+
+    def test_an_answer_that_is_too_large_to_hold_is_refused(self, reader, monkeypatch):
+        monkeypatch.setattr(strangers, "MAX_ANSWER_BYTES", 1000)
+        with pytest.raises(SqlError, match="takes more than"):
+            reader.untrusted("SELECT repeat('x', 100) FROM range(50)")
+
+    def test_the_process_can_open_no_file_even_if_duckdb_would(self, reader, tmp_path, monkeypatch):
+        text = strangers.PROGRAM.read_text(encoding="utf-8")
+        setting = '        ("enable_external_access", False),\n'
+        assert setting in text
+        careless = text.replace(setting, "")
+        (tmp_path / "careless.py").write_text(careless, encoding="utf-8")
+        monkeypatch.setattr(strangers, "PROGRAM", tmp_path / "careless.py")
+        (tmp_path / "secret.csv").write_text("top,secret\n")
+        with pytest.raises(SqlError, match="Too many open files"):
+            reader.untrusted(f"SELECT * FROM read_text('{tmp_path}/secret.csv')")
+
+    def test_nothing_of_the_environment_reaches_the_process(self, reader, monkeypatch):
+        monkeypatch.setenv("SECRET_TOKEN", "hush")
+        seen = []
+        real = strangers.subprocess.Popen
+
+        def popen(*args, **kwargs):
+            seen.append(kwargs["env"])
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(strangers.subprocess, "Popen", popen)
+        reader.untrusted("SELECT 1")
+        assert len(seen) == 1
+        assert "SECRET_TOKEN" not in seen[0]
 
     def test_memory_is_limited_and_nothing_spills_to_disk(self, reader, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

@@ -323,7 +323,9 @@ class Catalog:
         chosen = ", ".join(map(_name, columns))
         template = f"SELECT {'DISTINCT ' if distinct else ''}{chosen} FROM {_name(view)} WHERE (\n%s\n)"
         limits = Limits(seconds, memory)
-        return strangers.where(self._snapshot(), template, fragment, params, limits, tail="ORDER BY ALL" if distinct else "")
+        return strangers.where(
+            self._snapshot(), template, fragment, params, limits, tail="ORDER BY ALL" if distinct else ""
+        )
 
     def _snapshot(self) -> Path:
         assert self.is_snapshot, "strangers read snapshots only"

@@ -346,9 +346,7 @@ class Store:
             create_array(layout.path, layout.spec, shape=(n_rows, *row), shard=shard, chunk=chunk, replace=True)
         return self.array(name, on_damage="exclude")
 
-    def array(
-        self, name: str, *, verify: Verify | None = None, on_damage: OnDamage = "raise"
-    ) -> ShardedArray:
+    def array(self, name: str, *, verify: Verify | None = None, on_damage: OnDamage = "raise") -> ShardedArray:
         """Open the array called `name`; what `verify` and `on_damage` mean is said at `ShardedArray.open`.
 
         Without `verify` the store's own is taken.
