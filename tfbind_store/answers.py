@@ -11,7 +11,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO, TypeAlias
 
 import numpy as np
 
@@ -145,8 +145,8 @@ def write_bed(file: TextIO, columns: Sequence[str], batches: Batches) -> None:
         file.writelines(bed_lines(columns, batch))
 
 
-WRITERS: Mapping[str, Callable[[TextIO, Sequence[str], Batches], None]]
-WRITERS = {"csv": write_csv, "json": write_json, "bed": write_bed}
+Writer: TypeAlias = Callable[[TextIO, Sequence[str], Batches], None]
+WRITERS: Mapping[str, Writer] = {"csv": write_csv, "json": write_json, "bed": write_bed}
 """By format: what writes rows as text."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,7 +248,7 @@ def sql(
     imports; --schema says what each of their columns means. The query runs in a process of its own that can open no
     file, and ends when its time or memory is used up.
     """
-    from tfbind_store import answers
+    from tfbind_store.answers import WRITERS, write_file
     from tfbind_store.store import Store
     from tfbind_store.strangers import Limits
 
@@ -265,11 +266,11 @@ def sql(
         most = max_rows or (None if out else MAX_PRINTED_ROWS)
         with catalog.untrusted_stream(query, values, limits=limits, max_rows=most) as found:
             if out:
-                answers.write_file(out, None, found.columns, found.types, found.batches())
+                write_file(out, None, found.columns, found.types, found.batches())
             elif shape == "table":
                 emit(None, table(found.columns, [row for batch in found.batches() for row in batch]), as_json=False)
             else:
-                answers.WRITERS[shape](click.get_text_stream("stdout"), found.columns, found.batches())
+                WRITERS[shape](sys.stdout, found.columns, found.batches())
     if found.is_cut:
         click.echo(f"cut at {most:,} rows: --max-rows says how many", err=True)
 
