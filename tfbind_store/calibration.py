@@ -18,10 +18,12 @@ from tfbind_store.durable import publish, read_regular, sealed_json, unsealed_js
 from tfbind_store.errors import CheckpointError, ConfigError, SelectionError
 from tfbind_store.query.selection import Selection
 from tfbind_store.scoring import HEAD_FILE, LoadedRun, score_bins
+from tfbind_store.signal_training import Gate
 from tfbind_store.store import Store
 from tfbind_store.train_material import gather_material
 
 FILE_NAME = "calibration.json"
+GATED_FILE_NAME = "calibration_signal.json"
 FORMAT = 1
 Method = Literal["isotonic", "platt"]
 MAX_CELLS = 20_000_000
@@ -77,8 +79,12 @@ class Calibration(NamedTuple):
         return min((float(rate) for rate, cutoff in self.cutoffs.items() if logit >= cutoff), default=float("nan"))
 
 
-def calibrate(store: Store, run: LoadedRun, *, method: Method = "isotonic") -> Calibration:
+def calibrate(
+    store: Store, run: LoadedRun, *, method: Method = "isotonic", gate: Gate | None = None
+) -> Calibration:
     """Return a run's calibration: the stored one if it is of this head and method, else measured now and stored.
+
+    With a `gate` it is that of the gated logits, in a file of its own.
 
     Raises
     ------
@@ -86,15 +92,18 @@ def calibrate(store: Store, run: LoadedRun, *, method: Method = "isotonic") -> C
         If its selection has no validation bins, or is gone.
     """
     path = store.run_dir(run.name)
+    file = path / (FILE_NAME if gate is None else GATED_FILE_NAME)
     digest = hashlib.sha256((path / HEAD_FILE).read_bytes()).hexdigest()
-    stored = _read(path / FILE_NAME)
+    if gate is not None:
+        digest = hashlib.sha256(f"{digest} {gate.sha256}".encode()).hexdigest()
+    stored = _read(file)
     if stored is not None and (stored.head_sha256, stored.method) == (digest, method):
         return stored
-    logits, labels = _validation_cells(store, run)
+    logits, labels = _validation_cells(store, run, gate)
     found = fit(logits, labels, method=method, head_sha256=digest)
     value: dict[str, Any] = {"format": FORMAT, **found._asdict()}
     value |= {"logits": found.logits.tolist(), "probabilities": found.probabilities.tolist()}
-    publish(path / FILE_NAME, [sealed_json(value)])
+    publish(file, [sealed_json(value)])
     return found
 
 
@@ -142,7 +151,9 @@ def _cutoffs(logits: Float64[np.ndarray, " n"], labels: Bool[np.ndarray, " n"]) 
     return found
 
 
-def _validation_cells(store: Store, run: LoadedRun) -> tuple[Float32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+def _validation_cells(
+    store: Store, run: LoadedRun, gate: Gate | None
+) -> tuple[Float32[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     name = str(run.header.selection.get("name", ""))
     try:
         selection = Selection.open(store, name)
@@ -161,6 +172,8 @@ def _validation_cells(store: Store, run: LoadedRun) -> tuple[Float32[np.ndarray,
     with torch.inference_mode():
         blocks = score_bins(run.head, run.source, pairs.factor_id, pairs.biotype_id, bins)
         scores = np.concatenate([block.scores for block in blocks])
+    if gate is not None:
+        scores = gate.apply(scores, pairs.biotype_id, bins)
     known = ~np.isnan(labels)
     return scores[known], labels[known] > 0.5
 

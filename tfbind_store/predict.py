@@ -33,7 +33,10 @@ from tfbind_store.loci import Locus
 from tfbind_store.prediction_files import Track, bins_of_loci, write_bigwig, write_peaks
 from tfbind_store.prediction_parts import Parts
 from tfbind_store.scoring import LoadedRun, load_run
+from tfbind_store.signal_features import HALF_WIDTHS, features
+from tfbind_store.signal_training import Gate, open_gate
 from tfbind_store.store import Store
+from tfbind_store.tracks import Binning, bin_bigwig
 
 _log = logging.getLogger(__name__)
 SUFFIXES = (".bw", ".bigwig", ".bed", ".narrowpeak", ".parquet")
@@ -62,6 +65,8 @@ class PredictConfig:
     """Of calibration."""
     device: str = "cpu"
     """Where the head runs."""
+    signal: Path | None = None
+    """bigWig of the asked cells, for a run with a signal gate; without it the biotype's stored signal is taken."""
 
 
 class Prediction(NamedTuple):
@@ -96,16 +101,51 @@ def predict(store: Store, run_name: str, config: PredictConfig) -> Prediction:
     encoded = encode_asked(store, run, config.asked)
     loci = read_loci(store, config.loci) if config.loci is not None else None
     windows, n_missing = _windows(store, run, config, loci)
+    gate = _gate(store, run_name, config)
     needs_calibration = not config.raw or bool(kinds & {"bed", "narrowpeak"})
-    calibration = calibrate(store, run, method=config.method) if needs_calibration else None
+    calibration = calibrate(store, run, method=config.method, gate=gate and gate.gate) if needs_calibration else None
     if calibration is not None and kinds & {"bed", "narrowpeak"}:
         calibration.cutoff(config.fdr)  # refused now rather than after the scoring
     parts = Parts(_parts_folder(config.out[0]), store.tiling, windows, len(encoded.names))
-    n_before = parts.begin(_plan(store, run, encoded, windows))
-    scored = _score(store, run, encoded, parts)
+    n_before = parts.begin(_plan(store, run, encoded, windows, gate))
+    scored = _score(store, run, encoded, parts, gate)
     files, n_peaks = _write(store, config, encoded, parts, calibration, loci)
     parts.remove()
     return Prediction(encoded.names, files, scored, n_missing, n_peaks, encoded.new_factors, n_before > 0)
+
+
+class _Gated(NamedTuple):
+    """A gate with the signal of the asked cells."""
+
+    gate: Gate
+    features: Float32[np.ndarray, "bins s"]
+    """Of every bin of the genome; a single row of NaN where there is no signal."""
+
+
+def _gate(store: Store, run_name: str, config: PredictConfig) -> _Gated | None:
+    """Return a run's gate with a signal: of the bigWig that was given, else the biotype's own, else none."""
+    gate = open_gate(store, run_name)
+    if gate is None:
+        if config.signal is not None:
+            fix = f"train one: tfbind train-signal {store.run_dir(run_name)}"
+            raise ConfigError("the run has no signal gate", where="--signal", fix=fix)
+        return None
+    if config.signal is not None:
+        # binned as the signals were that it was trained on
+        spec = store.array(gate.signals.array_name).spec
+        with store.reader() as catalog:
+            sql = "SELECT alias, chrom FROM data.chromosome_aliases JOIN data.chromosomes USING (chrom_id)"
+            names = {str(alias): str(chrom) for alias, chrom in catalog.rows(sql)}
+        binned = bin_bigwig(config.signal, store.tiling, names, Binning(**spec.identity["binning"]))
+        return _Gated(gate, features(binned.values.reshape(-1), store.tiling))
+    nothing = np.full((1, len(HALF_WIDTHS)), np.nan, dtype=np.float32)
+    if config.asked.context is not None:
+        return _Gated(gate, nothing)
+    with store.reader() as catalog:
+        rows = catalog.rows("SELECT biotype, biotype_id FROM data.biotypes")
+    known = {str(name): int(key) for name, key in rows}
+    biotype = config.asked.biotype or next(iter(known))
+    return _Gated(gate, gate.signals.whole(known[biotype]) if known.get(biotype) in gate.signals.rows else nothing)
 
 
 def _kinds(config: PredictConfig) -> set[str]:
@@ -126,11 +166,15 @@ def _parts_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.parts")
 
 
-def _plan(store: Store, run: LoadedRun, encoded: EncodedPairs, windows: Int64[np.ndarray, " w"]) -> dict[str, Any]:
+def _plan(
+    store: Store, run: LoadedRun, encoded: EncodedPairs, windows: Int64[np.ndarray, " w"], gate: _Gated | None
+) -> dict[str, Any]:
     """Return what decides every score, so that parts of another prediction are never taken for this one's."""
     digest = hashlib.sha256()
     for tensor in (*encoded.pairs, *run.head.state_dict().values()):
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    if gate is not None:
+        digest.update(gate.gate.sha256.encode() + np.ascontiguousarray(gate.features).tobytes())
     array = store.array(run.arrays.windows)
     return {
         "array": array.spec.fingerprint,
@@ -171,7 +215,7 @@ def _columns(store: Store, loci: Sequence[Locus]) -> tuple[Int64[np.ndarray, " n
     return tuple(np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
 
 
-def _score(store: Store, run: LoadedRun, encoded: EncodedPairs, parts: Parts) -> int:
+def _score(store: Store, run: LoadedRun, encoded: EncodedPairs, parts: Parts, gate: _Gated | None) -> int:
     """Score what is not there yet; return the bins that have a score, of each pair."""
     array = store.array(run.arrays.windows)
     read = BinReader(array, run.source.device)
@@ -184,6 +228,9 @@ def _score(store: Store, run: LoadedRun, encoded: EncodedPairs, parts: Parts) ->
         with torch.inference_mode():
             scores = run.head.score_pairs(read(bins), encoded.pairs).float().cpu().numpy()
         array.let_go()
+        if gate is not None:
+            signal = gate.features[bins if len(gate.features) > 1 else np.zeros(len(bins), dtype=np.int64)]
+            scores = gate.gate.gated(scores, signal[:, np.newaxis], np.zeros(scores.shape[1], dtype=np.int64))
         bar.update(len(windows))
         return np.ascontiguousarray(scores.T)
 

@@ -54,6 +54,7 @@ for command in (
     tuning.finetune,
     learning.evaluate,
     predicting.train_tracks,
+    predicting.train_signal,
     predicting.predict,
     predicting.score,
     learning.report,

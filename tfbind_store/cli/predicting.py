@@ -46,6 +46,7 @@ DEVICE = click.option("--device", default="cpu", show_default=True, help="Where 
 )
 @click.option("--loci", type=click.Path(path_type=Path), help="BED: only the windows that these loci touch.")
 @click.option("--chroms", metavar="LIST", help="Only these chromosomes.")
+@click.option("--signal", type=click.Path(path_type=Path), help="bigWig of the cells, for a run with a signal gate.")
 @click.option("--fdr", type=float, default=0.1, show_default=True, help="False discovery rate of called peaks.")
 @click.option("--raw", is_flag=True, help="Logits in place of calibrated probabilities.")
 @click.option(
@@ -150,6 +151,34 @@ def score(
     result = score_vcf(Store.open(store), name, vcf, out, config)
     text = [f"{result.n_scored:,} of {result.n_variants:,} alleles scored into {result.path}"]
     text += [f"  skipped {count:,}: {cause.replace('_', ' ')}" for cause, count in result.skipped.items()]
+    emit(result, text, as_json=as_json)
+
+
+@click.command(
+    "train-signal",
+    cls=Command,
+    examples=["tfbind train-signal yeast.store/runs/linear --signals atac --steps 5"],
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--signals", default="signals", show_default=True, help="Name of the array of signals in the store.")
+@click.option("--steps", default=300, show_default=True, help="Optimizer steps.")
+@click.option("--lr", default=1e-2, show_default=True, help="Learning rate.")
+@click.option("--drop", default=0.15, show_default=True, help="Share of biotypes whose signal a step does not see.")
+@click.option("--seed", default=0, show_default=True, help="Decides weights, order and what is dropped.")
+@json_option
+def train_signal(run: Path, as_json: bool, **given: Any) -> None:
+    """Train a gate that lets a biotype's own signal, such as ATAC, speak beside a run's head.
+
+    The head stays as it is. The gate sees the run's training rows and does not know the biotype, so that it serves cell
+    types that nobody trained on: tfbind predict takes their stored signal, or --signal bigWig.
+    """
+    from tfbind_store.signal_training import SignalConfig, train_gate
+    from tfbind_store.store import Store
+
+    store, name = run_place(run)
+    result = train_gate(Store.open(store), name, SignalConfig(**given))
+    first, last = result.losses[0], result.losses[-1]
+    text = f"{result.path}: loss {first:.4g} at first, {last:.4g} at last, {result.n_biotypes} biotypes with a signal"
     emit(result, text, as_json=as_json)
 
 
