@@ -29,8 +29,8 @@ class Schedule:
 
         Examples
         --------
-        >>> Schedule(warmup=0.1, n_steps=100).rate(0.55)
-        0.5
+        >>> Schedule(warmup=0.1, n_steps=100).rate(1.0)
+        0.0
         """
         if share < self.warmup or self.kind == "constant":
             return min(1.0, (share + 1 / self.n_steps) / max(self.warmup, 1 / self.n_steps))
