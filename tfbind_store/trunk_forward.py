@@ -26,6 +26,8 @@ from torch.utils.checkpoint import checkpoint
 
 from tfbind_store.precompute.enformer import crop_bins
 
+from tfbind_store.precompute.weights import multiplies_bfloat16
+
 GELU_SLOPE = 1.702
 
 
@@ -107,16 +109,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     """Return bfloat16 where the device multiplies it natively, else float32."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    capable = "avx512_bf16" in _cpu_flags()
-    return torch.bfloat16 if capable else torch.float32
-
-
-def _cpu_flags() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            return next((line for line in file if line.startswith("flags")), "")
-    except OSError:
-        return ""
+    return torch.bfloat16 if multiplies_bfloat16() else torch.float32
 
 
 def _stem(stem: nn.Sequential, sequence: Float[Tensor, "b l 4"]) -> Float[Tensor, "b c 1 half"]:

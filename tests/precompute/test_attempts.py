@@ -90,9 +90,11 @@ class TestRaising:
             "module",
             {"target": "tests.precompute.small_module:Bins", "bin_bp": 128, "dim": 6, "batch_size": size},
         )
-        enformer = make_window_embedder("enformer", {"dim": 48, "depth": 1, "batch_size": size})
-        for embedder in (module, enformer):
-            assert [embedder.halve_batch() for _ in sizes] == sizes
+        assert [module.halve_batch() for _ in sizes] == sizes
+        enformer = make_window_embedder("enformer", {"dim": 48, "depth": 1, "batch_size": size, "device": "cpu"})
+        chunks = [1, 1, 1]  # of 128, 64 and 32 tokens
+        assert [enformer.halve_batch() for _ in sizes + chunks] == [*sizes[:-1], *chunks, 0]
+        assert (enformer.batch_size, enformer.chunk_tokens) == (1, 32)
 
 
 class Hungry(Watched):

@@ -12,7 +12,7 @@ from tests.precompute.fast_models import random_enformer, relative_rms
 from tfbind_store.errors import LocusError
 from tfbind_store.precompute.enformer import one_hot
 from tfbind_store.precompute.fast_forward import FastTrunk
-from tfbind_store.precompute.stretch import Run, embed_run, fits
+from tfbind_store.precompute.stretch import Run, embed_run
 
 BP = 128
 MODEL = random_enformer(dim=48, depth=1)
@@ -34,8 +34,7 @@ def _reader(length: int, *, seed: int = 0) -> Callable[[int, int], np.ndarray]:
 
 
 def _alone(run: Run, read: Callable[[int, int], np.ndarray]) -> torch.Tensor:
-    starts = [run.start_bp + i * run.stride_bp for i in range(run.n_windows)]
-    codes = torch.from_numpy(np.stack([read(start, start + run.window_bp) for start in starts]))
+    codes = torch.from_numpy(np.stack([read(start, start + run.window_bp) for start in run.starts_bp]))
     with torch.inference_mode():
         return MODEL(one_hot(codes.numpy()), return_only_embeddings=True)[:, run.keep]
 
@@ -50,7 +49,7 @@ def test_equals_every_window_alone(window: int, stride: int, n: int, chunk_token
     if window > 100 and chunk_tokens < 256:
         pytest.skip("long windows with short chunks are only slow")
     keep = slice(window // 4, window - window // 4)
-    run = Run(start_bp=-BP * 5, n_windows=n, window_bp=window * BP, stride_bp=stride * BP, keep=keep)
+    run = Run.evenly(start_bp=-BP * 5, n_windows=n, window_bp=window * BP, stride_bp=stride * BP, keep=keep)
     read = _reader((stride * n + window) * BP - 777)
     found = list(embed_run(TRUNK, run, read, chunk_tokens=chunk_tokens, batch_windows=batch_windows))
     assert len(found) == n
@@ -59,7 +58,7 @@ def test_equals_every_window_alone(window: int, stride: int, n: int, chunk_token
 
 
 def test_the_last_windows_last_kept_bin_is_the_plain_ones() -> None:
-    run = Run(start_bp=0, n_windows=3, window_bp=32 * BP, stride_bp=16 * BP, keep=slice(0, 32))
+    run = Run.evenly(start_bp=0, n_windows=3, window_bp=32 * BP, stride_bp=16 * BP, keep=slice(0, 32))
     read = _reader(4000)  # the last window lies past the chromosome's end for its greater part
     *_, last = embed_run(TRUNK, run, read, chunk_tokens=8)
     expected = _alone(run, read)[-1]
@@ -67,7 +66,7 @@ def test_the_last_windows_last_kept_bin_is_the_plain_ones() -> None:
 
 
 def test_without_the_final_layer_the_transformers_output_comes() -> None:
-    run = Run(start_bp=0, n_windows=2, window_bp=32 * BP, stride_bp=16 * BP, keep=slice(8, 24))
+    run = Run.evenly(start_bp=0, n_windows=2, window_bp=32 * BP, stride_bp=16 * BP, keep=slice(8, 24))
     read = _reader(9000)
     halves = list(embed_run(TRUNK, run, read, final=False))
     wholes = list(embed_run(TRUNK, run, read))
@@ -76,8 +75,7 @@ def test_without_the_final_layer_the_transformers_output_comes() -> None:
         assert torch.equal(TRUNK.pointwise(half[None])[0], whole)
 
 
-def test_windows_that_do_not_lie_on_tokens_are_refused() -> None:
-    assert not fits(TRUNK, window_bp=32 * BP, stride_bp=1000)
-    run = Run(start_bp=0, n_windows=2, window_bp=32 * BP, stride_bp=1000, keep=slice(8, 24))
-    with pytest.raises(LocusError, match="do not lie on tokens"):
+def test_windows_of_half_a_token_are_refused() -> None:
+    run = Run.evenly(start_bp=0, n_windows=2, window_bp=32 * BP + 64, stride_bp=BP, keep=slice(8, 24))
+    with pytest.raises(LocusError, match="no whole number of tokens"):
         list(embed_run(TRUNK, run, _reader(9000)))

@@ -1,13 +1,14 @@
 """The Enformer trunk as an embedder: the same numbers as enformer-pytorch's own forward, with a fraction of the work.
 
-On a CPU, windows that follow each other share one pass of the convolutions (``stretch``), and the layers run as
-``fast_forward`` has them; on other devices every window is read by itself, in batches. N is all zeros, positions
-outside the chromosome are 0.25 in each channel, the centre bins are kept. Weights come from a hub id, a folder, or
-architecture and seed. Reading and writing trunk folders is in ``trunk_files``.
+Windows that overlap share one pass of the convolutions (``stretch``), and the layers run as ``fast_forward`` has them,
+on CPUs and GPUs alike. N is all zeros, positions outside the chromosome are 0.25 in each channel, the centre bins are
+kept. Weights come from a hub id, a folder, or architecture and seed. Reading and writing trunk folders is in
+``trunk_files``.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,9 +23,17 @@ from torch import nn
 
 from tfbind_store.errors import ConfigError, SpecError
 from tfbind_store.loci import Grid, Locus, Tiling
-from tfbind_store.precompute.embedder import Codes, TrunkGeometry, WindowEmbedding, batches, read_options
+from tfbind_store.precompute.embedder import Codes, TrunkGeometry, WindowEmbedding, read_options
 from tfbind_store.precompute.fast_forward import FastTrunk
-from tfbind_store.precompute.stretch import CodesReader, Run, embed_run
+from tfbind_store.precompute.hand_over import to_host
+from tfbind_store.precompute.stretch import (
+    CPU_CHUNK_TOKENS,
+    GPU_CHUNK_TOKENS,
+    LEAST_CHUNK_TOKENS,
+    CodesReader,
+    Run,
+    embed_run,
+)
 from tfbind_store.precompute.trunk_files import (
     CONFIG_FILE,
     DOUBLED,
@@ -38,7 +47,7 @@ from tfbind_store.precompute.trunk_files import (
     load_trunk,
     save_trunk,
 )
-from tfbind_store.precompute.weights import exact_float32, hub_folder, pick_device, weights_digest
+from tfbind_store.precompute.weights import hub_folder, multiplies_bfloat16, pick_device, weights_digest
 from tfbind_store.spec import EmbeddingSpec
 
 __all__ = [
@@ -56,19 +65,21 @@ __all__ = [
     "trunk_features",
 ]
 
+_log = logging.getLogger(__name__)
 OFFICIAL = "EleutherAI/enformer-official-rough"
 GAMMA_BINS = 1536
 """enformer-pytorch's stored gamma features exist for this many bins only."""
 Tap = Literal["trunk", "transformer"]
 Strand = Literal["forward", "reverse", "mean"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 CODE_ROWS = np.vstack([np.eye(4), np.zeros((1, 4)), np.full((1, 4), 0.25)]).astype(np.float32)
 """One row per code: A, C, G, T, N, outside the chromosome; as ``seq_indices_to_one_hot`` has them."""
 COMPLEMENT = np.array([3, 2, 1, 0, 4, 5], dtype=np.uint8)
-ACTIVATIONS_PER_BATCH = 2**26
-"""Numbers in the stem's widest layer that one batch may hold (256 MiB in float32), where no batch size is given."""
-MAX_BATCH = 16
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TOKENS_PER_BATCH = {"cpu": 1536, "cuda": 6144}
+"""Tokens that the transformer sees at once, where no batch size is given; a CPU gains nothing from more."""
+MAX_MEAN_WINDOWS = 16
+"""Windows of which both strands wait in memory for each other."""
+DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CONV_GAIN = 1.15
 """Of a random trunk: 1.0 fades the input out (bins differ by 0.02), 1.4 blows it up (values of 80)."""
 
@@ -99,9 +110,9 @@ class EnformerOptions:
     seed: int = 0
     """Of a random trunk's weights."""
     precision: Precision = "float32"
-    """Of the matrix products: bfloat16 is 1.5x to 3x faster where the processor has it, and 1 % off."""
+    """Of the products: ``bfloat16`` on CPUs that have it and GPUs, ``tf32`` and ``float16`` on GPUs."""
     batch_size: int | None = None
-    """Windows per forward pass; None chooses by size. Changes speed only."""
+    """Windows per pass of the transformer; None chooses by size. Changes speed only."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda``, …"""
 
@@ -168,12 +179,14 @@ class EnformerEmbedder:
         device: str = "auto",
     ) -> None:
         self.device = pick_device(device)
+        _require_precision(precision, self.device)
         self.model = trunk.model.to(self.device).eval()
         self.card = trunk.card
         self.tap: Tap = tap
         self.strand: Strand = strand
         self.precision: Precision = precision
         self.batch_size = batch_size
+        self.chunk_tokens = CPU_CHUNK_TOKENS if self.device.type == "cpu" else GPU_CHUNK_TOKENS
         self._digest = weights_digest(self.model.state_dict(), skip=(DOUBLED, HEADS))
 
     @property
@@ -233,97 +246,119 @@ class EnformerEmbedder:
     @cached_property
     def fast(self) -> FastTrunk:
         """The trunk's weights, laid out for the fast forward."""
-        return FastTrunk(self.model, dtype=DTYPES[self.precision])
+        return FastTrunk(self.model, dtype=DTYPES[self.precision], tf32=self.precision == "tf32")
+
+    def limit_memory(self, max_bytes: int, grid: Grid) -> None:
+        """Take shorter chunks and smaller batches until what is on its way fits; the numbers stay the same.
+
+        Raises
+        ------
+        ConfigError
+            If the smallest chunk and one window at a time are still too much.
+        """
+        window_tokens = grid.window_bp // grid.bin_bp
+
+        def need() -> int:
+            return self.fast.working_bytes(
+                chunk_tokens=self.chunk_tokens, window_tokens=window_tokens, batch_windows=self._batch(grid)
+            )
+
+        while need() > max_bytes and self._batch(grid) > 1:
+            self.batch_size = self._batch(grid) // 2
+        while need() > max_bytes and self.chunk_tokens > LEAST_CHUNK_TOKENS:
+            self.chunk_tokens //= 2
+        if need() > max_bytes:
+            what = f"a window takes {need():,} bytes on its way through the trunk, {max_bytes:,} are left for that"
+            raise ConfigError(what, where="--max-memory", fix=f"allow {need() - max_bytes:,} bytes more")
 
     def embed(self, windows: Sequence[int], codes: Codes, tiling: Tiling) -> Iterator[WindowEmbedding]:
-        """Yield the kept bins of each window; those that follow each other share the convolutions."""
+        """Yield the kept bins of each window; those that overlap share the convolutions."""
         self.geometry.require_fits(tiling.grid, where=self._where)
-        self.batch_size = size = self.batch_size or self._usual_batch(tiling.grid.window_bp)
-        if self.device.type != "cpu":
-            for batch in batches(windows, size):
-                values = self._forward(np.stack([codes(tiling.read(window)) for window in batch]), tiling.grid.n_bins)
-                for window, kept in zip(batch, values.float().cpu().numpy(), strict=True):
-                    yield WindowEmbedding(window, kept)
-            return
-        for neighbours in consecutive(windows, tiling, at_most=None if self.strand == "forward" else MAX_BATCH):
-            for window, kept in zip(neighbours, self._run(neighbours, codes, tiling, size), strict=True):
-                yield WindowEmbedding(window, kept.float().numpy())
+        self.batch_size = self._batch(tiling.grid)
+        blocks = (
+            block
+            for together in left_to_right(windows, tiling, at_most=MAX_MEAN_WINDOWS if self.strand == "mean" else None)
+            for block in self._run(together, codes, tiling)
+        )
+        for window, values in zip(windows, to_host(blocks, self.device), strict=True):
+            yield WindowEmbedding(int(window), values)
 
     def halve_batch(self) -> int:
-        """Read half as many windows at once from now on and return how many; 0 where it is one already."""
-        if self.batch_size is None or self.batch_size < 2:
+        """Take half as many windows at once from now on, then half the chunk; return how many, 0 at the least."""
+        if self.batch_size is not None and self.batch_size >= 2:
+            self.batch_size //= 2
+            return self.batch_size
+        if self.batch_size is None or self.chunk_tokens < 2 * LEAST_CHUNK_TOKENS:
             return 0
-        self.batch_size //= 2
-        return self.batch_size
+        self.chunk_tokens //= 2
+        return 1
 
-    def _run(self, windows: Sequence[int], codes: Codes, tiling: Tiling, size: int) -> Iterable[torch.Tensor]:
-        """Embed neighbouring windows of one chromosome by the fast forward."""
+    def _run(self, windows: Sequence[int], codes: Codes, tiling: Tiling) -> Iterable[torch.Tensor]:
+        """Embed windows of one chromosome, from left to right."""
+        if self.strand == "forward":
+            return self._strand(windows, codes, tiling, flip=False)
+        backward = [kept.flip(0) for kept in self._strand(windows, codes, tiling, flip=True)][::-1]
+        if self.strand == "reverse":
+            return backward
+        forward = self._strand(windows, codes, tiling, flip=False)
+        return ((ahead.float() + back.float()) / 2 for ahead, back in zip(forward, backward, strict=True))
+
+    def _strand(self, windows: Sequence[int], codes: Codes, tiling: Tiling, *, flip: bool) -> Iterator[torch.Tensor]:
+        """Read one strand in its own direction: position p of the other one is -p, its windows come last first."""
         grid = tiling.grid
-        chrom, start, _ = tiling.read(windows[0])
-        crop = (grid.window_bp - grid.stride_bp) // 2 // grid.bin_bp
-        run = Run(
-            start_bp=start,
-            n_windows=len(windows),
-            window_bp=grid.window_bp,
-            stride_bp=grid.stride_bp,
-            keep=slice(crop, crop + grid.n_bins),
-        )
-        ends = 2 * start + (len(windows) - 1) * grid.stride_bp + grid.window_bp
+        loci = [tiling.read(window) for window in windows]
+        crop = grid.margin_bp // grid.bin_bp
 
         def forward(begin: int, end: int) -> UInt8[np.ndarray, " bp"]:
-            return codes(Locus(chrom, begin, end))
+            return codes(Locus(loci[0].chrom, begin, end))
 
         def backward(begin: int, end: int) -> UInt8[np.ndarray, " bp"]:
-            (other_strand,) = reverse_complement(codes(Locus(chrom, ends - end, ends - begin))[None])
+            (other_strand,) = reverse_complement(codes(Locus(loci[0].chrom, -end, -begin))[None])
             return np.asarray(other_strand, dtype=np.uint8)
 
-        def strand(read: CodesReader) -> Iterator[torch.Tensor]:
-            return embed_run(self.fast, run, read, batch_windows=size, final=self.tap == "trunk")
+        run = Run(
+            starts_bp=tuple(-locus.end for locus in reversed(loci)) if flip else tuple(locus.start for locus in loci),
+            window_bp=grid.window_bp,
+            keep=slice(crop, crop + grid.n_bins),
+            shares=grid.stride_bp < grid.window_bp,
+        )
+        reader: CodesReader = backward if flip else forward
+        return embed_run(
+            self.fast, run, reader,
+            batch_windows=self._batch(grid), chunk_tokens=self.chunk_tokens, final=self.tap == "trunk",
+        )  # fmt: skip
 
-        if self.strand == "forward":
-            return strand(forward)
-        flipped = [kept.flip(0) for kept in strand(backward)][::-1]
-        if self.strand == "reverse":
-            return flipped
-        return [(ahead + back) / 2 for ahead, back in zip(strand(forward), flipped, strict=True)]
-
-    def _forward(self, codes: UInt8[np.ndarray, "b bp"], n_bins: int) -> Float[torch.Tensor, "b n_bins dim"]:
-        half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-        with torch.inference_mode(), exact_float32(self.device), half:
-            if self.strand == "forward":
-                return self._strand(codes, n_bins)
-            backward = self._strand(reverse_complement(codes), n_bins).flip(1)
-            if self.strand == "reverse":
-                return backward
-            return (self._strand(codes, n_bins) + backward) / 2
-
-    def _strand(self, codes: UInt8[np.ndarray, "b bp"], n_bins: int) -> Float[torch.Tensor, "b n_bins dim"]:
-        return trunk_features(self.model, one_hot(codes).to(self.device), n_bins=n_bins, tap=self.tap)
-
-    def _usual_batch(self, window_bp: int) -> int:
-        widest = window_bp * int(self.model.config.dim) // 2
-        return min(MAX_BATCH, max(1, ACTIVATIONS_PER_BATCH // widest))
+    def _batch(self, grid: Grid) -> int:
+        at_once = TOKENS_PER_BATCH.get(self.device.type, TOKENS_PER_BATCH["cuda"])
+        return self.batch_size or max(1, at_once // (grid.window_bp // grid.bin_bp))
 
 
-def consecutive(windows: Sequence[int], tiling: Tiling, *, at_most: int | None = None) -> Iterator[list[int]]:
-    """Cut a list of windows where the next is not the right-hand neighbour, or the run holds `at_most`.
+def left_to_right(windows: Sequence[int], tiling: Tiling, *, at_most: int | None = None) -> Iterator[list[int]]:
+    """Cut a list of windows where the next is on another chromosome or further left, or the run holds `at_most`.
 
     Examples
     --------
     >>> tiling = Tiling.over(Grid(window_bp=12, n_bins=2, bin_bp=4), {"a": 24, "b": 24})
-    >>> list(consecutive([0, 1, 2, 3, 5, 4], tiling))
-    [[0, 1, 2], [3], [5], [4]]
+    >>> list(left_to_right([0, 2, 3, 5, 4], tiling))
+    [[0, 2], [3, 5], [4]]
     """
     run: list[int] = []
     chroms = tiling.window_chrom(windows)
     for place, window in enumerate(windows):
-        follows = run and window == run[-1] + 1 and chroms[place] == chroms[place - 1]
+        follows = run and window > run[-1] and chroms[place] == chroms[place - 1]
         if run and (not follows or len(run) == at_most):
             yield run
             run = []
         run.append(int(window))
     if run:
         yield run
+
+
+def _require_precision(precision: Precision, device: torch.device) -> None:
+    if device.type == "cpu" and precision in ("tf32", "float16"):
+        raise ConfigError(f"{precision} on a CPU", where="precision", fix="precision=float32, or device=cuda")
+    if device.type == "cpu" and precision == "bfloat16" and not multiplies_bfloat16():
+        _log.warning("this processor has no bfloat16 products: precision=bfloat16 is slower than float32 here")
 
 
 def one_hot(codes: UInt8[np.ndarray, "b bp"]) -> Float[torch.Tensor, "b bp 4"]:

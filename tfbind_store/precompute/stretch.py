@@ -2,17 +2,25 @@
 
 Windows overlap (196,608 bp read every 114,688 bp), so the conv tower would see most bases twice. Here it runs once
 along a stretch, in chunks, and windows are slices of its tokens. Alone, a window's convolutions pad with zeros at its
-ends; that padding reaches `Geometry.reach_tokens` inwards and no further. Those few tokens are computed again from a
-short piece at each end, zero-padded as the window would be, and put over the slice.
+ends; that padding reaches `ConvGeometry.reach_tokens` inwards and no further. Those few tokens are computed again from
+a short piece at each end, zero-padded as the window would be, and put over the slice.
 
-The same streaming bounds the memory of a single long window. Windows that are short (4,096 bp) and do not overlap go
-through in batches, each as a piece of its own.
+The same streaming bounds the memory of a single long window. What shares nothing with its neighbour goes through alone:
+short windows in batches, each a piece of its own; windows that do not lie on their neighbour's tokens, or after a gap,
+as a stretch of one. Which way a window goes depends on the run's grid only, and chunks lie on the chromosome's own
+even tokens: the same window comes out with the same bits whatever else is asked for, as long as the library multiplies
+every row alike however many there are (oneDNN does, from two rows on).
+
+Nothing here knows Enformer: any model that can be cut into `SplitTrunk` may be run this way.
 """
+
+# b pieces · l bp · n tokens · c channels
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,38 +28,104 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from tfbind_store.errors import LocusError
-from tfbind_store.precompute.fast_forward import FastTrunk
 
-CHUNK_TOKENS = 256  # halos of 3 tokens a side cost 2 %; 32,768 bp of Enformer's widest rows are 100 MB
+CPU_CHUNK_TOKENS = 256  # of Enformer, 32,768 bp: its widest rows are 100 MB, halos of 6 tokens a side cost 5 %
+GPU_CHUNK_TOKENS = 1024
+LEAST_CHUNK_TOKENS = 32
+UNIFORM_CHUNKS = 4
+"""Chunks of nothing but N, or of nothing but positions outside, whose tokens are kept."""
 CodesReader = Callable[[int, int], UInt8[np.ndarray, " l"]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """Windows at equal distances along one chromosome."""
+class ConvGeometry:
+    """What the arithmetic of windows needs to know of a trunk's convolutions."""
 
-    start_bp: int
-    """Where the first window begins to read; may be below zero."""
-    n_windows: int
+    bp_per_token: int
+    """Bases that one token stands for."""
+    reach_tokens: int
+    """Tokens at each end of a piece that zero padding touches."""
+    halo_tokens: int
+    """Tokens to add on each side of a chunk so that not even its rounding depends on where it was cut."""
+    align_tokens: int
+    """Chunks begin at multiples of this many tokens."""
+    dim: int
+    """Channels of a token."""
+
+    @classmethod
+    def of_levels(cls, kernels: Sequence[int], *, dim: int, tile: int = 1) -> ConvGeometry:
+        """Follow zero padding through levels of one convolution and one pooling of two.
+
+        Parameters
+        ----------
+        kernels
+            Width of each level's convolution, the first one on bases; convolutions on single rows do not count.
+        dim
+            Channels of a token.
+        tile
+            Outputs that are computed together from all their inputs (`packed.CookToom`): inputs beyond an output's own
+            cancel, but leave their rounding behind.
+
+        Examples
+        --------
+        >>> ConvGeometry.of_levels([15, 5, 5, 5, 5, 5, 5], dim=1536, tile=4)
+        ConvGeometry(bp_per_token=128, reach_tokens=3, halo_tokens=6, align_tokens=2, dim=1536)
+        """
+        reach = touched = 0
+        for level, kernel in enumerate(kernels):
+            beyond = tile - 1 if level else 0
+            reach = -(-(reach + kernel // 2) // 2)
+            touched = -(-(touched + kernel // 2 + beyond) // 2)
+        align = max(tile // 2, 1)
+        halo = -(-touched // align) * align
+        return cls(bp_per_token=2 ** len(kernels), reach_tokens=reach, halo_tokens=halo, align_tokens=align, dim=dim)
+
+
+class SplitTrunk(Protocol):
+    """A trunk cut in three: convolutions of bases, layers that see a whole window, a layer that sees single tokens."""
+
+    geometry: ConvGeometry
+    device: torch.device
+
+    def conv(self, codes: UInt8[Tensor, "b l"], /) -> Float[Tensor, "b n c"]:
+        """Return the tokens of pieces of sequence, padded with zeros at both ends."""
+        ...
+
+    def transform(self, tokens: Float[Tensor, "b n c"], keep: slice, /) -> Float[Tensor, "b kept c"]:
+        """Return the kept tokens of whole windows."""
+        ...
+
+    def pointwise(self, tokens: Float[Tensor, "b kept c"], /) -> Float[Tensor, "b kept c2"]:
+        """Return the embedding of each token."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Windows along one chromosome, from left to right."""
+
+    starts_bp: tuple[int, ...]
+    """Where each begins to read; ascending, may be below zero."""
     window_bp: int
-    stride_bp: int
     keep: slice
     """Tokens of each window that are wanted, as ``slice(first, stop)``."""
+    shares: bool
+    """Whether windows of this grid overlap their neighbours (those that are asked for need not)."""
 
-
-def fits(trunk: FastTrunk, *, window_bp: int, stride_bp: int) -> bool:
-    """Tell whether windows begin and end between tokens, so that they can be cut from one stretch."""
-    bp = trunk.geometry.bp_per_token
-    return window_bp % bp == 0 and stride_bp % bp == 0
+    @classmethod
+    def evenly(cls, *, start_bp: int, n_windows: int, window_bp: int, stride_bp: int, keep: slice) -> Run:
+        """Return windows at equal distances."""
+        starts = tuple(start_bp + i * stride_bp for i in range(n_windows))
+        return cls(starts_bp=starts, window_bp=window_bp, keep=keep, shares=stride_bp < window_bp)
 
 
 def embed_run(
-    trunk: FastTrunk,
+    trunk: SplitTrunk,
     run: Run,
     read: CodesReader,
     *,
     batch_windows: int = 1,
-    chunk_tokens: int = CHUNK_TOKENS,
+    chunk_tokens: int | None = None,
     final: bool = True,
 ) -> Iterator[Float[Tensor, "kept c"]]:
     """Yield the embedding of each window of a run, in order.
@@ -65,79 +139,132 @@ def embed_run(
     read
         Codes of ``[start, end)`` of the run's chromosome, PAD outside it.
     batch_windows
-        Windows per call of the transformer.
+        Windows per call of the layers that see whole windows.
     chunk_tokens
-        Tokens of the stretch per pass of the conv tower; bounds its memory.
+        Tokens of the stretch per pass of the conv tower; bounds its memory. None: 256 on a CPU, 1,024 elsewhere.
     final
         Apply the final pointwise layer; False yields the transformer's output, half the channels.
 
     Raises
     ------
     LocusError
-        If windows do not begin and end between tokens.
+        If windows are no whole number of tokens.
     """
-    if not fits(trunk, window_bp=run.window_bp, stride_bp=run.stride_bp):
-        bp = trunk.geometry.bp_per_token
+    bp = trunk.geometry.bp_per_token
+    if run.window_bp % bp:
         raise LocusError(
-            f"windows of {run.window_bp} bp every {run.stride_bp} bp do not lie on tokens of {bp} bp",
+            f"windows of {run.window_bp} bp are no whole number of tokens of {bp} bp",
             where="embed_run",
-            fix=f"choose a window and a stride that are multiples of {bp}",
+            fix=f"choose a window that is a multiple of {bp}",
         )
-    tokens = _pieces(trunk, run, read) if _alone(trunk, run, chunk_tokens) else _stream(trunk, run, read, chunk_tokens)
+    if chunk_tokens is None:
+        chunk_tokens = CPU_CHUNK_TOKENS if trunk.device.type == "cpu" else GPU_CHUNK_TOKENS
+    chunk_tokens = max(chunk_tokens // trunk.geometry.align_tokens, 1) * trunk.geometry.align_tokens
     waiting: list[Tensor] = []
-    for number, window in enumerate(tokens, start=1):
+    for number, window in enumerate(_tokens(trunk, run, read, chunk_tokens), start=1):
         waiting.append(window)
-        if len(waiting) == batch_windows or number == run.n_windows:
-            out = trunk.transform(torch.stack(waiting), run.keep)
-            yield from trunk.pointwise(out) if final else out
+        if len(waiting) == batch_windows or number == len(run.starts_bp):
+            batch = waiting[0][None] if len(waiting) == 1 else torch.stack(waiting)
             waiting.clear()
+            del window
+            out = trunk.transform(batch, run.keep)
+            yield from trunk.pointwise(out) if final else out
 
 
-def _alone(trunk: FastTrunk, run: Run, chunk_tokens: int) -> bool:
-    """Tell whether each window is better one piece: short, and sharing nothing with its neighbour."""
+def stretches(starts_bp: Sequence[int], *, window_bp: int, bp_per_token: int) -> list[tuple[int, ...]]:
+    """Cut a run where the next window does not overlap, or does not lie on the same tokens.
+
+    Examples
+    --------
+    >>> stretches([0, 512, 1024, 2048, 2112, 9000], window_bp=1024, bp_per_token=128)
+    [(0, 512, 1024), (2048,), (2112,), (9000,)]
+    """
+    found: list[list[int]] = []
+    for start in starts_bp:
+        gap = start - found[-1][-1] if found else window_bp
+        if gap < window_bp and gap % bp_per_token == 0:
+            found[-1].append(start)
+        else:
+            found.append([start])
+    return [tuple(stretch) for stretch in found]
+
+
+def _tokens(trunk: SplitTrunk, run: Run, read: CodesReader, chunk_tokens: int) -> Iterator[Tensor]:
+    """Yield each window's tokens."""
     window_tokens = run.window_bp // trunk.geometry.bp_per_token
-    shares = run.n_windows > 1 and run.stride_bp < run.window_bp
-    return window_tokens <= 4 * trunk.geometry.reach_tokens or (window_tokens <= chunk_tokens and not shares)
+    # with reach_tokens from both ends, so little is left to share that a piece of its own is simpler
+    if window_tokens <= 4 * trunk.geometry.reach_tokens or (window_tokens <= CPU_CHUNK_TOKENS and not run.shares):
+        yield from _pieces(trunk, run, read, at_once=max(chunk_tokens // window_tokens, 1))
+        return
+    cutter = _Cutter(trunk, run, read, chunk_tokens)
+    for starts in stretches(run.starts_bp, window_bp=run.window_bp, bp_per_token=trunk.geometry.bp_per_token):
+        yield from cutter.windows(starts)
 
 
-def _pieces(trunk: FastTrunk, run: Run, read: CodesReader) -> Iterator[Tensor]:
-    for i in range(run.n_windows):
-        start = run.start_bp + i * run.stride_bp
-        yield trunk.conv(_tensor(trunk, [read(start, start + run.window_bp)]))[0]
+def _pieces(trunk: SplitTrunk, run: Run, read: CodesReader, *, at_once: int) -> Iterator[Tensor]:
+    for first in range(0, len(run.starts_bp), at_once):
+        starts = run.starts_bp[first : first + at_once]
+        yield from trunk.conv(_codes(trunk, [read(start, start + run.window_bp) for start in starts]))
 
 
-def _stream(trunk: FastTrunk, run: Run, read: CodesReader, chunk_tokens: int) -> Iterator[Tensor]:
-    """Cut windows from the stretch; token 0 is where the first window begins."""
-    bp, reach = trunk.geometry.bp_per_token, trunk.geometry.reach_tokens
-    width, stride = run.window_bp // bp, run.stride_bp // bp
-    last = (run.n_windows - 1) * stride + width - reach
-    held: list[Tensor] = []
-    first = end = reach
-    for i in range(run.n_windows):
-        begin, stop = i * stride + reach, i * stride + width - reach
-        while held and first + len(held[0]) <= begin:
-            first += len(held.pop(0))
-        if not held and begin > end:
-            first = end = begin
-        while end < stop:
-            n = min(chunk_tokens, last - end)
-            codes = read(run.start_bp + (end - reach) * bp, run.start_bp + (end + n + reach) * bp)
-            held.append(trunk.conv(_tensor(trunk, [codes]))[0, reach:-reach])
-            end += n
-        inner = torch.cat(held)[begin - first : stop - first]
-        left, right = _ends(trunk, run, read, i)
-        yield torch.cat([left, inner, right])
+class _Cutter:
+    """Streams stretches and cuts windows from them; token 0 of a stretch is where its first window begins."""
+
+    def __init__(self, trunk: SplitTrunk, run: Run, read: CodesReader, chunk_tokens: int) -> None:
+        self.trunk, self.geometry = trunk, trunk.geometry
+        self.window_bp, self.read, self.chunk_tokens = run.window_bp, read, chunk_tokens
+        self._uniform: dict[tuple[int, int], Tensor] = {}
+
+    def windows(self, starts: Sequence[int]) -> Iterator[Tensor]:
+        """Yield the tokens of overlapping windows that begin at `starts`."""
+        bp, reach, align = self.geometry.bp_per_token, self.geometry.reach_tokens, self.geometry.align_tokens
+        width = self.window_bp // bp
+        odd = starts[0] // bp % align  # distance of token 0 from the chromosome's last multiple of `align`
+        last = (starts[-1] - starts[0]) // bp + width - reach
+        held: list[Tensor] = []
+        first = end = 0
+        for start in starts:
+            begin = (start - starts[0]) // bp + reach
+            stop = begin + width - 2 * reach
+            while held and first + len(held[0]) <= begin:
+                first += len(held.pop(0))
+            if not held:
+                first = end = max(end, begin - (begin + odd) % align)
+            while end < stop:
+                n = min(self.chunk_tokens, last - end + -(last + odd) % align)
+                held.append(self._chunk(starts[0] + end * bp, n))
+                end += n
+            inner = held[0] if len(held) == 1 else torch.cat(held)
+            left, right = self._ends(start)
+            yield torch.cat([left, inner[begin - first : stop - first], right])
+
+    def _chunk(self, start_bp: int, n_tokens: int) -> Tensor:
+        """Return `n_tokens` tokens from `start_bp` on, as they are within a long sequence."""
+        bp, halo = self.geometry.bp_per_token, self.geometry.halo_tokens
+        codes = self.read(start_bp - halo * bp, start_bp + (n_tokens + halo) * bp)
+        key = int(codes[0]), n_tokens
+        is_uniform = bool((codes == codes[0]).all())
+        if is_uniform and key in self._uniform:
+            return self._uniform[key]
+        tokens = self.trunk.conv(_codes(self.trunk, [codes]))[0, halo : halo + n_tokens]
+        if is_uniform:
+            if len(self._uniform) == UNIFORM_CHUNKS:
+                self._uniform.clear()
+            self._uniform[key] = tokens
+        return tokens
+
+    def _ends(self, start: int) -> tuple[Tensor, Tensor]:
+        """Return the tokens at a window's two ends that its own zero padding touches."""
+        bp, reach = self.geometry.bp_per_token, self.geometry.reach_tokens
+        piece_bp, end = 2 * reach * bp, start + self.window_bp
+        pieces = [self.read(start, start + piece_bp), self.read(end - piece_bp, end)]
+        both = self.trunk.conv(_codes(self.trunk, pieces))
+        return both[0, :reach], both[1, reach:]
 
 
-def _ends(trunk: FastTrunk, run: Run, read: CodesReader, i: int) -> tuple[Tensor, Tensor]:
-    """Return the tokens at a window's two ends that its own zero padding touches."""
-    bp, reach = trunk.geometry.bp_per_token, trunk.geometry.reach_tokens
-    piece_bp = 2 * reach * bp
-    start = run.start_bp + i * run.stride_bp
-    end = start + run.window_bp
-    both = trunk.conv(_tensor(trunk, [read(start, start + piece_bp), read(end - piece_bp, end)]))
-    return both[0, :reach], both[1, reach:]
-
-
-def _tensor(trunk: FastTrunk, codes: list[UInt8[np.ndarray, " l"]]) -> UInt8[Tensor, "b l"]:
-    return torch.from_numpy(np.stack(codes)).to(trunk.stem.table.device, non_blocking=True)
+def _codes(trunk: SplitTrunk, codes: Sequence[UInt8[np.ndarray, " l"]]) -> UInt8[Tensor, "b l"]:
+    """Bring sequence to the device; from pinned memory, so that a GPU need not wait for it."""
+    rows = torch.from_numpy(np.stack(codes))
+    if trunk.device.type == "cpu":
+        return rows
+    return (rows.pin_memory() if trunk.device.type == "cuda" else rows).to(trunk.device, non_blocking=True)
