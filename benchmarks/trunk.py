@@ -1,58 +1,63 @@
 """How much faster the fast forward embeds a stretch of genome than enformer-pytorch's own, and how near it stays.
 
-    python benchmarks/trunk.py                              # dim 384, depth 4, 8 windows: about 10 minutes
+    python benchmarks/trunk.py                                              # dim 384, depth 4, 8 windows
     python benchmarks/trunk.py --dim 1536 --depth 11 --windows 3 --rounds 1
-    python benchmarks/trunk.py --window-tokens 32 --keep-tokens 32 --stride-tokens 400 --windows 64
+    python benchmarks/trunk.py --window-tokens 32 --keep-tokens 32 --stride-tokens 400 --windows 64 --batch-windows 16
+    python benchmarks/trunk.py --growth 4,16,64                             # time per window, fast alone
+    python benchmarks/trunk.py --memory --dim 1536 --depth 11               # peak of a process each
+    python benchmarks/trunk.py --stages --dim 1536 --depth 11               # against the machine's own products
 
 The peer is ``enformer_pytorch.Enformer`` as a careful user calls it: eval mode, inference mode, one-hot input, one
-window at a time, ``return_only_embeddings=True``. Rounds interleave all variants; a ratio is the median of the rounds'
-ratios. CPU seconds are the process's own. The last line is one JSON object.
+window at a time, ``return_only_embeddings=True``; also compiled by ``torch.compile``, and cast by ``.bfloat16()``.
+Rounds interleave all variants; a ratio is the median of the rounds' ratios. CPU seconds are the process's own, without
+compiling. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import platform
-import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from enformer_pytorch import Enformer
 
-from tfbind_store.precompute.enformer import random_trunk
 from tfbind_store.precompute.fast_forward import FastTrunk
+from tfbind_store.precompute.random_trunk import random_trunk
 from tfbind_store.precompute.stretch import Run, embed_run
 
 BIN_BP = 128
+Windows = Callable[[], Iterator[torch.Tensor]]
+Seconds = list[tuple[float, float]]
 
 
 def main() -> None:
-    """Parse the sizes, run the rounds, print a table and one line of JSON."""
+    """Parse the sizes, measure what was asked for, print a table and one line of JSON."""
     args = _arguments()
     torch.set_num_threads(args.threads)
-    model = random_trunk({"dim": args.dim, "depth": args.depth, "heads": 8, "dim_divisible_by": 16}, seed=0).model
-    run, codes = _genome(args)
-    variants = _variants(args, model, run, codes)
-    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
-    errors: dict[str, tuple[float, float]] = {}
-    for _ in range(args.rounds):
-        peer: list[torch.Tensor] = []
-        for name, windows in variants.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            found = [window.float() for window in windows()]
-            seconds[name].append((time.process_time() - cpu, time.perf_counter() - wall))
-            if name == "peer":
-                peer = found
-            errors[name] = _errors(found, peer)
-    report = {name: _row(seconds["peer"], seconds[name], errors[name], run.n_windows) for name in variants}
-    for name, row in report.items():
-        print(f"{name:24s}" + "  ".join(f"{key} {value:.3g}" for key, value in row.items()))
+    if args.peak_of:
+        print(_peak_mib(args))
+        return
+    if args.memory:
+        report: object = _memory()
+    elif args.growth:
+        report = _growth(args)
+    elif args.stages:
+        from trunk_stages import stages
+
+        report = stages(_model(args), window_tokens=args.window_tokens, keep_tokens=args.keep_tokens)
+    else:
+        report = _ratios(args)
     conditions = {**vars(args), "machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-    print(json.dumps({"benchmark": "trunk", "conditions": conditions, "variants": report}))
+    print(json.dumps({"benchmark": "trunk", "conditions": conditions, "report": report}))
 
 
 def _arguments() -> argparse.Namespace:
@@ -66,50 +71,96 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--keep-tokens", type=int, default=896)
     parser.add_argument("--stride-tokens", type=int, default=896)
     parser.add_argument("--batch-windows", type=int, default=1)
-    parser.add_argument("--variants", default="peer,fp32,fp32_same_blas,bf16", help="also: peer_bf16")
+    parser.add_argument("--variants", default="compiled,peer_bf16,fp32,fp32_same_blas,bf16")
+    parser.add_argument("--growth", metavar="N,N", help="time per window of runs of so many windows")
+    parser.add_argument("--memory", action="store_true", help="peak memory, each variant in a process of its own")
+    parser.add_argument("--stages", action="store_true", help="time of each stage against the machine's products")
+    parser.add_argument("--peak-of", metavar="VARIANT", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def _ratios(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    run, codes = _genome(args)
+    variants = _variants(args.variants.split(","), _model(args), run, codes, args.batch_windows)
+    seconds: dict[str, Seconds] = {name: [] for name in variants}
+    errors: dict[str, tuple[float, float]] = {}
+    for _ in range(args.rounds):
+        plain: list[torch.Tensor] = []
+        for name, windows in variants.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            found = [window.float() for window in windows()]
+            seconds[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+            plain = found if name == "peer" else plain
+            errors[name] = _errors(found, plain)
+    report = {name: _row(seconds, name, errors[name], len(run.starts_bp)) for name in variants}
+    for name, row in report.items():
+        print(f"{name:16s}" + "  ".join(f"{key} {value:.3g}" for key, value in row.items()))
+    return report
+
+
+def _model(args: argparse.Namespace) -> Enformer:
+    architecture = {"dim": args.dim, "depth": args.depth, "heads": 8, "dim_divisible_by": 16}
+    return random_trunk(architecture, seed=0).model
 
 
 def _genome(args: argparse.Namespace) -> tuple[Run, np.ndarray]:
     first = (args.window_tokens - args.keep_tokens) // 2
-    run = Run(
+    run = Run.evenly(
         start_bp=0,
         n_windows=args.windows,
         window_bp=args.window_tokens * BIN_BP,
         stride_bp=args.stride_tokens * BIN_BP,
         keep=slice(first, first + args.keep_tokens),
     )
-    length = (args.windows * args.stride_tokens + args.window_tokens + 512) * BIN_BP
+    length = run.starts_bp[-1] + run.window_bp
     codes = np.random.default_rng(0).integers(0, 4, length).astype(np.uint8)
     codes[9000:12_000] = 4
     return run, codes
 
 
-def _variants(
-    args: argparse.Namespace, model: Enformer, run: Run, codes: np.ndarray
-) -> dict[str, Callable[[], Iterator[torch.Tensor]]]:
+def _read(codes: np.ndarray) -> Callable[[int, int], np.ndarray]:
+    """Read `codes`; 5 beyond both ends."""
+
+    def read(start: int, end: int) -> np.ndarray:
+        inside = codes[max(start, 0) : max(end, 0)]
+        return np.pad(inside, (max(-start, 0), max(end - len(codes), 0)), constant_values=5)
+
+    return read
+
+
+def _plain(network: Callable[..., torch.Tensor], run: Run, codes: np.ndarray, dtype: torch.dtype) -> Windows:
     table = torch.zeros(6, 4)
     table[:4], table[5] = torch.eye(4), 0.25
-    asked = args.variants.split(",")
 
-    def plain(network: Enformer) -> Iterator[torch.Tensor]:
-        dtype = next(network.parameters()).dtype
-        for i in range(run.n_windows):
-            start = i * run.stride_bp
+    def windows() -> Iterator[torch.Tensor]:
+        for start in run.starts_bp:
             one_hot = table[torch.from_numpy(codes[start : start + run.window_bp]).long()].to(dtype)
             with torch.inference_mode():
                 yield network(one_hot[None], return_only_embeddings=True)[0, run.keep]
 
-    def fast(trunk: FastTrunk) -> Iterator[torch.Tensor]:
-        return embed_run(trunk, run, lambda start, end: codes[start:end], batch_windows=args.batch_windows)
+    return windows
 
+
+def _compiled(model: Enformer) -> Callable[..., torch.Tensor]:
+    """Compile the trunk, and pay for it here."""
+    trunk = torch.compile(model._trunk)
+
+    def network(one_hot: torch.Tensor, **_: object) -> torch.Tensor:
+        found: torch.Tensor = trunk(one_hot)
+        return found
+
+    return network
+
+
+def _variants(asked: list[str], model: Enformer, run: Run, codes: np.ndarray, batch_windows: int) -> dict[str, Windows]:
     model.set_target_length(-1)
-    variants: dict[str, Callable[[], Iterator[torch.Tensor]]] = {"peer": lambda: plain(model)}
+    variants = {"peer": _plain(model, run, codes, torch.float32)}
+    if "compiled" in asked:
+        compiled = _plain(_compiled(model), run, codes, torch.float32)
+        next(compiled())
+        variants["compiled"] = compiled
     if "peer_bf16" in asked:
-        import copy
-
-        half = copy.deepcopy(model).bfloat16()
-        variants["peer_bf16"] = lambda: plain(half)
+        variants["peer_bf16"] = _plain(copy.deepcopy(model).bfloat16(), run, codes, torch.bfloat16)
     for name, options in {
         "fp32": {},
         "fp32_same_blas": {"onednn": False},
@@ -117,7 +168,7 @@ def _variants(
     }.items():
         if name in asked:
             trunk = FastTrunk(model, **options)  # type: ignore[arg-type]
-            variants[name] = lambda trunk=trunk: fast(trunk)  # type: ignore[misc]
+            variants[name] = lambda trunk=trunk: embed_run(trunk, run, _read(codes), batch_windows=batch_windows)  # type: ignore[misc]
     return variants
 
 
@@ -128,17 +179,64 @@ def _errors(found: list[torch.Tensor], peer: list[torch.Tensor]) -> tuple[float,
     return max(rms), max(float((a - b).abs().max()) for a, b in pairs)
 
 
-def _row(
-    peer: list[tuple[float, float]], own: list[tuple[float, float]], errors: tuple[float, float], windows: int
-) -> dict[str, float]:
-    return {
-        "cpu_ratio": statistics.median(p[0] / o[0] for p, o in zip(peer, own, strict=True)),
-        "wall_ratio": statistics.median(p[1] / o[1] for p, o in zip(peer, own, strict=True)),
-        "cpu_s_per_window": statistics.median(o[0] for o in own) / windows,
+def _row(seconds: dict[str, Seconds], name: str, errors: tuple[float, float], windows: int) -> dict[str, float]:
+    """Return a variant's ratios to every peer, its time and its errors."""
+    own = seconds[name]
+    row = {
+        "cpu_ratio": _ratio(seconds["peer"], own, 0),
+        "wall_ratio": _ratio(seconds["peer"], own, 1),
+        "cpu_s_per_window": statistics.median(cpu for cpu, _ in own) / windows,
         "relative_rms": errors[0],
         "max_difference": errors[1],
-        "peak_rss_mib_so_far": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+    others = {
+        f"cpu_ratio_to_{peer}": _ratio(seconds[peer], own, 0) for peer in ("compiled", "peer_bf16") if peer in seconds
+    }
+    return row | others
+
+
+def _ratio(peer: Seconds, own: Seconds, clock: int) -> float:
+    return statistics.median(p[clock] / o[clock] for p, o in zip(peer, own, strict=True))
+
+
+def _growth(args: argparse.Namespace) -> dict[str, float]:
+    """Return CPU seconds per window of runs of several lengths, the weights laid out before."""
+    trunk, report = FastTrunk(_model(args)), {}
+    for n in [1, *map(int, args.growth.split(","))]:  # the first one warms up
+        args.windows = n
+        run, codes = _genome(args)
+        cpu = time.process_time()
+        for _ in embed_run(trunk, run, _read(codes), batch_windows=args.batch_windows):
+            pass
+        report[str(n)] = (time.process_time() - cpu) / n
+        print(f"{n:4d} windows: {report[str(n)]:.3f} CPU s a window")
+    return report
+
+
+def _memory() -> dict[str, float]:
+    """Return each variant's peak memory in MiB, and that of the model at rest."""
+    command = [sys.executable, *sys.argv]
+    peaks = {
+        name: float(subprocess.run([*command, "--peak-of", name], check=True, capture_output=True, text=True).stdout)
+        for name in ("weights", "peer", "fp32", "bf16")
+    }
+    for name, peak in peaks.items():
+        print(f"{name:8s} {peak:8.0f} MiB, {peak / peaks['peer']:.0%} of the peer's")
+    return peaks
+
+
+def _peak_mib(args: argparse.Namespace) -> float:
+    """Embed the windows by one variant and return the process's largest resident size.
+
+    The figure is the kernel's own for this program: that of ``getrusage`` begins with the size of the parent.
+    """
+    model, (run, codes) = _model(args), _genome(args)
+    if args.peak_of != "weights":
+        *_, windows = _variants([args.peak_of], model, run, codes, args.batch_windows).values()
+        for _ in windows():
+            pass
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM")) / 1024
 
 
 if __name__ == "__main__":

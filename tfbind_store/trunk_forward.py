@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tfbind_store.precompute.enformer import crop_bins
-
 from tfbind_store.precompute.weights import multiplies_bfloat16
 
 GELU_SLOPE = 1.702

@@ -123,7 +123,7 @@ def engine_options(function: Kept) -> Kept:
             click.option("--address", metavar="HOST", help="A running Ray cluster; default: one of this machine."),
             click.option("--cluster", metavar="NAME", help="slurm, or local for processes of this machine."),
             click.option("--slurm", multiple=True, metavar="KEY=VALUE", help="For submitit: slurm_partition=gpu."),
-            click.option("--max-memory", metavar="SIZE", help="For finished shards that wait for the disk, as in 2G."),
+            click.option("--max-memory", metavar="SIZE", help="For shards and a trunk's own numbers, as in 2G."),
             click.option("--dry-run", is_flag=True, help="Print the plan of windows and stop."),
         ]
     ):

@@ -106,7 +106,8 @@ class WindowEmbedder(Protocol):
     """A frozen model of DNA.
 
     One that reads several windows at once may have ``halve_batch() -> int``: it is asked to when memory runs out, and
-    returns the new size, 0 where it is one already.
+    returns the new size, 0 where it is one already. One that can bound its own memory may have
+    ``limit_memory(max_bytes, grid)``.
     """
 
     @property
@@ -223,6 +224,13 @@ def release(embedder: object) -> None:
     let_go = getattr(embedder, "release", None)
     if let_go is not None:
         let_go()
+
+
+def limit_memory(embedder: WindowEmbedder, max_bytes: int, grid: Grid) -> None:
+    """Bound what an embedder takes beside its weights, if it can be bounded."""
+    limit = getattr(embedder, "limit_memory", None)
+    if limit is not None:
+        limit(max_bytes, grid)
 
 
 def rows_counter(embedder: SequenceEmbedder) -> Callable[[int], int]:

@@ -19,13 +19,13 @@ import torch
 from einops import rearrange
 from enformer_pytorch import Enformer
 from jaxtyping import Float, UInt8
-from torch import nn
 
 from tfbind_store.errors import ConfigError, SpecError
 from tfbind_store.loci import Grid, Locus, Tiling
 from tfbind_store.precompute.embedder import Codes, TrunkGeometry, WindowEmbedding, read_options
 from tfbind_store.precompute.fast_forward import FastTrunk
 from tfbind_store.precompute.hand_over import to_host
+from tfbind_store.precompute.random_trunk import random_trunk
 from tfbind_store.precompute.stretch import (
     CPU_CHUNK_TOKENS,
     GPU_CHUNK_TOKENS,
@@ -38,12 +38,10 @@ from tfbind_store.precompute.trunk_files import (
     CONFIG_FILE,
     DOUBLED,
     HEADS,
-    UNTRAINED,
     WEIGHT_FILES,
     Trunk,
     TrunkCard,
     architecture_of,
-    build_trunk,
     load_trunk,
     save_trunk,
 )
@@ -80,8 +78,6 @@ TOKENS_PER_BATCH = {"cpu": 1536, "cuda": 6144}
 MAX_MEAN_WINDOWS = 16
 """Windows of which both strands wait in memory for each other."""
 DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-CONV_GAIN = 1.15
-"""Of a random trunk: 1.0 fades the input out (bins differ by 0.02), 1.4 blows it up (values of 80)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,38 +406,3 @@ def crop_bins(x: Float[torch.Tensor, "b n d"], n_bins: int) -> Float[torch.Tenso
     if spare < 0 or spare % 2:
         raise SpecError(f"{n_bins} bins are not the centre of {x.shape[1]}", where="enformer")
     return x[:, spare // 2 : spare // 2 + n_bins]
-
-
-def random_trunk(architecture: Mapping[str, Any], *, seed: int) -> Trunk:
-    """Return an untrained trunk whose output depends on every part of its input.
-
-    A default-initialised Enformer hardly reads its input: attention's ``to_out`` is zero, the BatchNorm statistics are
-    0 and 1, and the convolutions shrink the signal. All of these are drawn anew here, from `seed` alone.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = build_trunk({"output_heads": {}, **architecture}, where="architecture")
-        for name, module in model.named_modules():
-            if not name.startswith(DOUBLED):
-                _draw(name, module)
-    return Trunk(model.eval(), UNTRAINED)
-
-
-@torch.no_grad()
-def _draw(name: str, module: nn.Module) -> None:
-    if isinstance(module, nn.Conv1d):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-        module.weight.mul_(CONV_GAIN)
-    elif isinstance(module, nn.BatchNorm1d):
-        assert module.running_mean is not None, "Enformer tracks its statistics"
-        assert module.running_var is not None, "Enformer tracks its statistics"
-        module.running_mean.normal_(0, 0.1)
-        module.running_var.uniform_(0.5, 1.5)
-        module.weight.uniform_(0.8, 1.2)
-        module.bias.normal_(0, 0.1)
-    elif isinstance(module, nn.LayerNorm):
-        module.weight.uniform_(0.8, 1.2)
-        module.bias.normal_(0, 0.1)
-    elif isinstance(module, nn.Linear) and name.endswith("to_out"):
-        nn.init.xavier_normal_(module.weight)
-        module.bias.normal_(0, 0.1)

@@ -18,7 +18,7 @@ from tfbind_store.errors import ConfigError, LocusError
 from tfbind_store.loci import Locus
 from tfbind_store.names import path_safe_name
 from tfbind_store.on_reading import stored_bins
-from tfbind_store.precompute.embedder import WindowEmbedder
+from tfbind_store.precompute.embedder import WindowEmbedder, limit_memory
 from tfbind_store.precompute.engines import Engine, SerialEngine
 from tfbind_store.precompute.outcome import EmbedReport, Failure
 from tfbind_store.precompute.plan import Plan, make_plan
@@ -112,7 +112,8 @@ def embed_windows(
     engine
         Who computes; default this process.
     max_memory_bytes
-        What finished shards may take in memory; less makes computing wait for the disk.
+        What finished shards and a trunk's own numbers may take in memory, weights apart; less makes computing wait for
+        the disk, then go on in shorter pieces.
     tell
         Called with a line of text after the first shard: speed, and how long the rest will take.
 
@@ -135,6 +136,9 @@ def embed_windows(
     array_name = store.array_name_for("windows", name)
     require_space(store, plan.need_bytes, what=array_name)
     n_waiting = shards_in_memory(plan, max_memory_bytes)
+    if plan.n_compute and max_memory_bytes is not None:
+        in_shards = min(n_waiting + 3 if n_waiting >= 0 else 2, max_memory_bytes // plan.shard_bytes) * plan.shard_bytes
+        limit_memory(embedder, max_memory_bytes - in_shards, store.grid)
     for content in getattr(embedder, "transforms", ()):
         write_transform(store.path, content)
     if plan.shards:
