@@ -1,7 +1,7 @@
 """Where the fast forward's time goes, and how far each stage is from the machine's own rate of products.
 
-Called by ``trunk.py --stages``, for CPUs. A stage's operations are those that it really does (Cook-Toom's eight products
-for twenty, half a pool, the distances that queries meet), so that its rate over that of one large product with packed
+Called by ``trunk.py --stages``, for CPUs. A stage's operations are those that it really does (Cook-Toom in 8 products
+for 20, half a pool, the distances that queries meet), so that its rate over that of one large product with packed
 weights, measured beside it, says how much is lost to everything that is no product.
 """
 
