@@ -8,8 +8,10 @@ a short piece at each end, zero-padded as the window would be, and put over the 
 The same streaming bounds the memory of a single long window. What shares nothing with its neighbour goes through alone:
 short windows in batches, each a piece of its own; windows that do not lie on their neighbour's tokens, or after a gap,
 as a stretch of one. Which way a window goes depends on the run's grid only, and chunks lie on the chromosome's own
-even tokens: the same window comes out with the same bits whatever else is asked for, as long as the library multiplies
-every row alike however many there are (oneDNN does, from two rows on).
+even tokens: the same window comes out with the same bits whatever else is asked for, as long as the libraries treat
+every row alike however many there are. On CPUs they do: oneDNN's products from two rows on, torch's functions where a
+row is a multiple of 32 channels, as all of Enformer's are. GPUs choose other kernels for other sizes: there the same
+window may differ by rounding.
 
 Nothing here knows Enformer: any model that can be cut into `SplitTrunk` may be run this way.
 """
