@@ -263,7 +263,7 @@ class FastTrunk:
 
     def working_bytes(self, *, chunk_tokens: int, window_tokens: int, batch_windows: int) -> int:
         """Return about how much memory the numbers on their way take at most, weights apart."""
-        size, geometry = int(self.dtype.itemsize), self.geometry
+        size, geometry = self.dtype.itemsize, self.geometry
         rows = (chunk_tokens + 2 * geometry.halo_tokens) * geometry.bp_per_token
         widths = [self.stem.width, *(level.width for level in self.levels)]
         # a level's input and output are there at once, each half as many rows as the one before
@@ -271,7 +271,7 @@ class FastTrunk:
         convolving = max(levels, default=rows * widths[0]) * size + 12 * CPU_BLOCK_BYTES
         held = (2 * window_tokens + chunk_tokens) * geometry.dim * size
         transforming = batch_windows * window_tokens * geometry.dim * size * ROWS_OF_A_BLOCK
-        return max(convolving, transforming) + held
+        return int(max(convolving, transforming) + held)
 
 
 def _rows_per_block(x: Tensor, width: int) -> int:
