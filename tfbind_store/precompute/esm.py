@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from tfbind_store.errors import ConfigError, WeightsError
 from tfbind_store.precompute.embedder import read_options
-from tfbind_store.precompute.esm_forward import esm_layer
+from tfbind_store.precompute.esm_forward import EsmForward, is_plain
 from tfbind_store.precompute.residue_model import ResidueEmbedder, ResidueOptions, padded
 from tfbind_store.precompute.weights import (
     HUB_ID,
@@ -127,7 +127,7 @@ class EsmEmbedder(ResidueEmbedder):
 
 
 class EsmModel:
-    """An ESM as a `ResidueModel`."""
+    """An ESM as a `ResidueModel`; its weights stay where they are, what runs is a copy laid out for the device."""
 
     longest = LONGEST
 
@@ -139,22 +139,38 @@ class EsmModel:
         self._model = model.eval()
         self._before = [alphabet.cls_idx] if alphabet.prepend_bos else []
         self._after = [alphabet.eos_idx] if alphabet.append_eos else []
+        self._laid_out: tuple[tuple[int, torch.dtype], EsmForward] | None = None
 
     def forward(self, stretches: Sequence[str], layer: int) -> list[Float[torch.Tensor, "length dim"]]:
-        """Return one row per residue of each stretch."""
+        """Return one row per residue of each stretch; the precision is autocast's."""
         known = self.alphabet.tok_to_idx
-        lines = [[known[SAME_LETTER.get(letter, letter)] for letter in stretch] for stretch in stretches]
-        tokens = padded(
-            [[*self._before, *line, *self._after] for line in lines],
-            padding=self.alphabet.padding_idx,
-            device=self.device,
-        )
-        found = esm_layer(self._model.to(self.device), tokens, layer, padding=self.alphabet.padding_idx)
+        lines = [
+            [*self._before, *(known[SAME_LETTER.get(letter, letter)] for letter in stretch), *self._after]
+            for stretch in stretches
+        ]
+        found = self._run(lines, layer) if is_plain(self._model) else self._run_fair_esm(lines, layer)
         first = len(self._before)
-        return [rows[first : first + len(line)] for rows, line in zip(found, lines, strict=True)]
+        return [rows[first : first + len(stretch)] for rows, stretch in zip(found, stretches, strict=True)]
+
+    def _run(self, lines: Sequence[Sequence[int]], layer: int) -> Sequence[torch.Tensor]:
+        kind = self.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else torch.float32
+        if self._laid_out is None or self._laid_out[0] != (layer, dtype):
+            self._laid_out = None  # before the next one takes its room
+            laid_out = EsmForward(self._model, layer, device=self.device, dtype=dtype)
+            self._laid_out = (layer, dtype), laid_out
+        with torch.autocast(kind, enabled=False):
+            return self._laid_out[1](lines)
+
+    def _run_fair_esm(self, lines: Sequence[Sequence[int]], layer: int) -> Sequence[torch.Tensor]:
+        """Run fair-esm's own modules, for the first ESM-1."""
+        tokens = padded(lines, padding=self.alphabet.padding_idx, device=self.device)
+        found = self._model.to(self.device)(tokens, repr_layers=[layer])["representations"][layer]
+        return list(found)
 
     def release(self) -> None:
         """Give the device's memory back."""
+        self._laid_out = None
         take_back(self._model, self.device)
 
 

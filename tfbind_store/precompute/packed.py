@@ -14,22 +14,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-Unary = Literal["none", "relu", "sigmoid", "swish"]
+Unary = Literal["none", "relu", "sigmoid", "swish", "gelu"]
 
 _PLAIN: dict[Unary, Callable[[Tensor], Tensor]] = {
     "none": lambda x: x,
     "relu": functional.relu_,
     "sigmoid": Tensor.sigmoid_,
     "swish": lambda x: functional.silu(x, inplace=True),
+    "gelu": functional.gelu,
 }
 
 
-def onednn_available() -> bool:
+def onednn_available(dtype: torch.dtype = torch.float32) -> bool:
     """Tell whether this build of torch has the fused oneDNN product (a private operator: never relied upon)."""
     ops = torch.ops.mkldnn
-    return bool(torch.backends.mkldnn.is_available()) and all(
-        hasattr(ops, name) for name in ("_linear_pointwise", "_reorder_linear_weight")
-    )
+    if not torch.backends.mkldnn.is_available() or dtype not in (torch.float32, torch.bfloat16):
+        return False
+    if not all(hasattr(ops, name) for name in ("_linear_pointwise", "_reorder_linear_weight")):
+        return False
+    return dtype == torch.float32 or bool(ops._is_mkldnn_bf16_supported())
 
 
 class PackedLinear:
@@ -55,7 +58,7 @@ class PackedLinear:
     def __call__(self, x: Tensor, unary: Unary = "none") -> Tensor:
         """Return ``unary(x @ weight.T + bias)``, [..., in] -> [..., out]."""
         if self.onednn:
-            return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, unary, [], ""))
+            return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, unary, [], "none"))
         return _PLAIN[unary](functional.linear(x, self.weight, self.bias))
 
     def add(self, x: Tensor, other: Tensor) -> Tensor:
