@@ -16,8 +16,9 @@ class TestPackedLinear:
 
     @pytest.mark.parametrize(
         ("unary", "function"),
-        [("none", lambda y: y), ("relu", functional.relu), ("sigmoid", torch.sigmoid), ("swish", functional.silu)],
-    )
+        [("none", lambda y: y), ("relu", functional.relu), ("sigmoid", torch.sigmoid), ("swish", functional.silu),
+         ("gelu", functional.gelu)],
+    )  # fmt: skip
     def test_product_and_function(self, onednn: bool, unary: str, function: object) -> None:
         packed = PackedLinear(self.weight, self.bias, onednn=onednn)
         expected = function(functional.linear(self.x, self.weight, self.bias))  # type: ignore[operator]

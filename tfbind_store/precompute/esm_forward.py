@@ -119,9 +119,7 @@ class _Block:
         weight, bias = (_on(device, tensor).to(self.dtype) for tensor in (weight, bias))
         return PackedLinear(weight, bias, onednn=self.onednn)
 
-    def __call__(
-        self, x: Float[Tensor, "n d"], lengths: Sequence[int], turns: Tensor | None
-    ) -> Float[Tensor, "n d"]:
+    def __call__(self, x: Float[Tensor, "n d"], lengths: Sequence[int], turns: Tensor | None) -> Float[Tensor, "n d"]:
         qkv = self._qkv(self._norm(x).to(self.dtype)).view(len(x), 3, self.n_heads, -1)
         if x.device.type == "cpu":
             qkv = qkv.float()
@@ -183,7 +181,7 @@ def _attend(qkv: Float[Tensor, "t 3 h k"]) -> Float[Tensor, "t d"]:
         mixed = torch.bmm(powers, value).div_(powers.sum(-1, keepdim=True))
         return mixed.transpose(0, 1).reshape(t, h * k)
     value = value.transpose(1, 2).contiguous()
-    mixed = query.new_empty(t, h, k)
+    mixed: Tensor = query.new_empty(t, h, k)
     for head in range(h):
         powers = _powers(product(query[head], key[head], onednn=True), is_small=is_small[head])
         torch.div(product(powers, value[head], onednn=True), powers.sum(-1, keepdim=True), out=mixed[:, head])
