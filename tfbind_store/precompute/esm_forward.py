@@ -179,13 +179,15 @@ def _attend(qkv: Float[Tensor, "t 3 h k"]) -> Float[Tensor, "t d"]:
     if t < FEW_TOKENS:
         powers = _powers(torch.bmm(query, key.transpose(1, 2)), is_small=all(is_small))
         mixed = torch.bmm(powers, value).div_(powers.sum(-1, keepdim=True))
-        return mixed.transpose(0, 1).reshape(t, h * k)
+        short: Tensor = mixed.transpose(0, 1).reshape(t, h * k)
+        return short
     value = value.transpose(1, 2).contiguous()
-    mixed: Tensor = query.new_empty(t, h, k)
+    mixed = query.new_empty(t, h, k)
     for head in range(h):
         powers = _powers(product(query[head], key[head], onednn=True), is_small=is_small[head])
         torch.div(product(powers, value[head], onednn=True), powers.sum(-1, keepdim=True), out=mixed[:, head])
-    return mixed.view(t, h * k)
+    whole: Tensor = mixed.view(t, h * k)
+    return whole
 
 
 def _powers(x: Float[Tensor, "*h t t"], *, is_small: bool) -> Float[Tensor, "*h t t"]:
