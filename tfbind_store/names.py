@@ -17,7 +17,7 @@ from tfbind_store.errors import NameParseError
 DEFAULT_SYNONYMS: Mapping[str, str] = {"RXR": "RXRA"}
 """Names of a family that catalogs use for one member; a caller's synonyms come before these."""
 
-EPITOPE_TAGS = frozenset({"eGFP", "EGFP", "GFP", "FLAG", "3xFLAG", "V5", "3xHA"})
+EPITOPE_TAGS = frozenset({"eGFP", "EGFP", "GFP", "mCherry", "FLAG", "3xFLAG", "V5", "HA", "3xHA", "HaloTag"})
 """What ENCODE writes before the gene of a tagged construct (eGFP-ZNF580)."""
 
 PATH_SAFE = re.compile(r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -246,6 +246,8 @@ def _partly_known(name: str, known: Container[str], synonyms: Mapping[str, str] 
         end, symbol = next(((end, symbol) for end, symbol in hits if symbol is not None), (start + 1, None))
         if symbol is None and genes and not unknown:
             symbol = _short_for(pieces[start], genes[-1], known)
+        if symbol is None and len(unknown) == 1 and pieces[start].isdigit() and unknown[0][-1:].isdigit():
+            symbol = _short_for(pieces[start], unknown[0], known)  # SMAD2-3 where only SMAD3 has a protein
         if symbol is None:
             unknown += pieces[max(start - 1, 0) if unknown else start : end]
         else:
