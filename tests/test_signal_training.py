@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,8 @@ from tests.planted import BIN_BP, CHROMS, FACTORS, N_BINS, MotifEmbedder, plante
 from tests.query.world import World
 from tfbind_store.asked_pairs import Asked
 from tfbind_store.errors import CheckpointError, ConfigError, SelectionError, StoreMissing
+from tfbind_store.evaluate import EvaluateConfig, evaluate_run
+from tfbind_store.heads import load_checkpoint, save_checkpoint
 from tfbind_store.heads.signal import SignalGate, load_gate, save_gate
 from tfbind_store.ingest import import_signals
 from tfbind_store.loci import Grid, Tiling
@@ -22,11 +26,12 @@ from tfbind_store.precompute.embedder import make_text_embedder
 from tfbind_store.precompute.rows import embed_contexts, embed_factors
 from tfbind_store.precompute.run import embed_windows
 from tfbind_store.predict import PredictConfig, predict
-from tfbind_store.query.selection import SelectionConfig, make_selection
+from tfbind_store.query.selection import Selection, SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
 from tfbind_store.scoring import load_run, score_bins
-from tfbind_store.signal_features import HALF_WIDTHS, Signals, features
-from tfbind_store.signal_training import SignalConfig, open_gate, score_with_signal, train_gate
+from tfbind_store.signal_features import HALF_WIDTHS, GenomeSignal, Signals
+from tfbind_store.signal_gate import open_gate, score_with_signal
+from tfbind_store.signal_training import SignalConfig, train_declared_gate, train_gate
 from tfbind_store.store import Store
 from tfbind_store.train import TrainConfig, train_head
 
@@ -69,7 +74,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     embed_factors(made, CompositionEmbedder())
     embed_contexts(made, make_text_embedder("hashed"))
     split = SplitConfig(valid_chroms=("chr3",), test_chroms=("chr4",), hold_out={"biotype": ["cellC"]})
-    make_selection(made, "all", SelectionConfig(n_bins=4, margin_bp=0, split=split))
+    make_selection(made, "all", SelectionConfig(n_bins=4, margin_bp=0, split=split, signals="signals"))
     config = TrainConfig(steps=200, options=OPTIONS, bins_per_step=128, pairs_per_step=8, device="cpu", lr=5e-3)
     train_head(made, "all", config, "few")
     return made
@@ -137,6 +142,45 @@ def test_prediction_uses_the_stored_signal_or_a_bigwig_of_the_same_cells(store: 
     assert (store.run_dir("few") / "calibration_signal.json").exists()
 
 
+def test_a_selection_declares_its_signals_and_evaluation_uses_them(store: Store) -> None:
+    info = Selection.open(store, "all").info["signals"]
+    assert info == {"array": "signals/signals", "with": ["cellA", "cellB", "cellC"], "without": ["cellD"]}
+    result = train_declared_gate(store, "few")
+    assert result is not None
+    assert result.n_biotypes == 2
+    found = {}
+    for with_signal in (True, False):
+        columns = evaluate_run(store, "few", EvaluateConfig(with_signal=with_signal, with_oracle=False)).columns
+        said = json.loads((store.run_dir("few") / "evaluation.json").read_text())
+        assert said["signals"] == ("signals/signals" if with_signal else None)
+        mine = (columns["scorer"] == "model") & (columns["biotype"] == "cellC")
+        assert {"cellC"} == set(columns["biotype"][mine].tolist())
+        found[with_signal] = float(np.nanmedian(columns["auprc"][mine].astype(float)))
+    assert found[True] > found[False] + 0.2
+
+
+def test_signals_that_are_not_there_cannot_be_declared(store: Store) -> None:
+    for name, said in (("signal", "did you mean signals"), ("atac", "import them")):
+        with pytest.raises(SelectionError) as caught:
+            make_selection(store, "other", SelectionConfig(signals=name))
+        assert said in caught.value.fix
+    with pytest.raises(SelectionError, match="none of the 1 biotypes"):
+        make_selection(store, "other", SelectionConfig(where="biotype = 'cellD'", signals="signals"))
+
+
+def test_a_gate_of_an_earlier_head_is_refused(store: Store) -> None:
+    train_gate(store, "few", SignalConfig(steps=1))
+    path = store.run_dir("few") / "head.safetensors"
+    before = path.read_bytes()
+    head, header = load_checkpoint(path)
+    save_checkpoint(path, head, replace(header, metrics={"another": 1}))
+    try:
+        with pytest.raises(CheckpointError, match="another head"):
+            open_gate(store, "few")
+    finally:
+        path.write_bytes(before)
+
+
 class TestGate:
     def test_begins_as_the_head_alone(self) -> None:
         logits = torch.randn(5, 3)
@@ -164,6 +208,10 @@ class TestGate:
             load_gate(tmp_path / "g")
 
 
+def features(values: np.ndarray, tiling: Tiling) -> np.ndarray:
+    return GenomeSignal(lambda: values, tiling).at(np.arange(tiling.n_bins))
+
+
 class TestFeatures:
     TILING = Tiling.over(Grid(window_bp=32, n_bins=4, bin_bp=8), {"a": 40, "b": 24})
 
@@ -172,6 +220,8 @@ class TestFeatures:
         values[[0, 1, 2, 4]] = [0, 1, 2, 3]  # bin 3 is missing; 5 to 7 are past the end of a
         values[8:11] = [10, 20, 30]
         found = features(values, self.TILING)
+        some = np.array([9, 3, 2, 11, 0])  # alone and in any order they are the same
+        np.testing.assert_array_equal(GenomeSignal(lambda: values, self.TILING).at(some), found[some])
         logs = np.log1p([0, 1, 2, 3, 10, 20, 30])
         z = (logs - logs.mean()) / logs.std()
         assert HALF_WIDTHS[:2] == (0, 2)

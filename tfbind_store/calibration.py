@@ -18,7 +18,7 @@ from tfbind_store.durable import publish, read_regular, sealed_json, unsealed_js
 from tfbind_store.errors import CheckpointError, ConfigError, SelectionError
 from tfbind_store.query.selection import Selection
 from tfbind_store.scoring import HEAD_FILE, LoadedRun, score_bins
-from tfbind_store.signal_training import Gate
+from tfbind_store.signal_gate import Gate
 from tfbind_store.store import Store
 from tfbind_store.train_material import gather_material
 

@@ -33,6 +33,7 @@ from tfbind_store.query import rows, splits
 from tfbind_store.query.labels import Truth
 from tfbind_store.query.selection import Selection
 from tfbind_store.scoring import LoadedRun, load_run, scorable_bins, score_bins
+from tfbind_store.signal_gate import Gate, open_gate
 from tfbind_store.store import Store
 
 SCORES_FILE, CURVES_FILE, EVALUATION_FILE = "scores.parquet", "curves.parquet", "evaluation.json"
@@ -52,6 +53,8 @@ class EvaluateConfig:
     """JASPAR file for the motif baseline."""
     with_oracle: bool = True
     """Score measured binding of the other factors too."""
+    with_signal: bool = True
+    """Let the run's signal gate speak, if one was trained; False scores the head alone."""
     device: str = "cpu"
     """Where the head runs."""
 
@@ -104,8 +107,9 @@ def evaluate_run(store: Store, run_name: str, config: EvaluateConfig | None = No
         fix = "give test chromosomes or held-out factors to tfbind select, or name --chroms"
         raise SelectionError(f"selection {selection.name} has no test rows", where=run_name, fix=fix)
     motifs = baselines.read_motifs(config.motifs) if config.motifs else []
+    gate = open_gate(store, run_name) if config.with_signal else None
     curves = MeanCurves()
-    found = [row for group in groups for row in _score_group(store, run, world, group, motifs, config, curves)]
+    found = [row for group in groups for row in _score_group(store, run, gate, world, group, motifs, config, curves)]
     columns = Columns({name: np.array([row[name] for row in found]) for name in found[0]})
     path = store.run_dir(run_name) / SCORES_FILE
     Catalog.write_parquet(path, columns)
@@ -116,6 +120,7 @@ def evaluate_run(store: Store, run_name: str, config: EvaluateConfig | None = No
     said = {
         "config": configs.to_mapping(config),
         "rule": str(world.truth.rule),
+        "signals": None if gate is None else gate.signals.array_name,
         "groups": [{"holdout": g.holdout, "chroms": list(g.chroms), "experiments": len(g.places)} for g in groups],
     }
     write_atomically(path.with_name(EVALUATION_FILE), (json.dumps(said, indent=1) + "\n").encode())
@@ -209,6 +214,7 @@ class _Predictions(NamedTuple):
 def _score_group(
     store: Store,
     run: LoadedRun,
+    gate: Gate | None,
     world: World,
     group: Group,
     motifs: Sequence[baselines.Motif],
@@ -216,7 +222,7 @@ def _score_group(
     curves: MeanCurves,
 ) -> Iterator[dict[str, Any]]:
     bins = scorable_bins(store, run.arrays.windows, group.chroms)
-    predictions = _predict(run, world, group, bins)
+    predictions = _predict(run, gate, world, group, bins)
     for column, place in enumerate(tqdm(group.places.tolist(), desc=group.holdout, unit="factor", disable=None)):
         experiment = int(world.experiments.experiment_id[place])
         factor_id = int(world.experiments.factor_id[place])
@@ -243,8 +249,13 @@ def _row(run: str, scorer: str, world: World, place: int, group: Group, scores: 
     return {"run": run, "scorer": scorer, **names, "chroms": chroms, "holdout": group.holdout, **scores._asdict()}
 
 
-def _predict(run: LoadedRun, world: World, group: Group, bins: Int64[np.ndarray, " k"]) -> _Predictions:
-    """Score the group's pairs, and every training factor in the same biotypes, in one pass over the bins."""
+def _predict(
+    run: LoadedRun, gate: Gate | None, world: World, group: Group, bins: Int64[np.ndarray, " k"]
+) -> _Predictions:
+    """Score the group's pairs, and every training factor in the same biotypes, in one pass over the bins.
+
+    A gate is applied to all of them: the baselines are what the same model says of other factors.
+    """
     targets = world.experiments.take(group.places)
     trained = {
         int(factor_id)
@@ -263,8 +274,9 @@ def _predict(run: LoadedRun, world: World, group: Group, bins: Int64[np.ndarray,
     ids = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     parts: list[_Predictions] = []
     for block in score_bins(run.head, run.source, ids[:, 0], ids[:, 1], bins):
-        nearest_scores = np.where(near >= 0, block.scores[:, near], np.float32(np.nan))
-        parts.append(_Predictions(block.scores[:, own], nearest_scores, block.scores @ weights))
+        scores = block.scores if gate is None else gate.apply(block.scores, ids[:, 1], block.global_bins)
+        nearest_scores = np.where(near >= 0, scores[:, near], np.float32(np.nan))
+        parts.append(_Predictions(scores[:, own], nearest_scores, scores @ weights))
     return _Predictions(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

@@ -33,10 +33,9 @@ from tfbind_store.loci import Locus
 from tfbind_store.prediction_files import Track, bins_of_loci, write_bigwig, write_peaks
 from tfbind_store.prediction_parts import Parts
 from tfbind_store.scoring import LoadedRun, load_run
-from tfbind_store.signal_features import HALF_WIDTHS, features
-from tfbind_store.signal_training import Gate, open_gate
+from tfbind_store.signal_features import HALF_WIDTHS, GenomeSignal
+from tfbind_store.signal_gate import Gate, open_gate
 from tfbind_store.store import Store
-from tfbind_store.tracks import Binning, bin_bigwig
 
 _log = logging.getLogger(__name__)
 SUFFIXES = (".bw", ".bigwig", ".bed", ".narrowpeak", ".parquet")
@@ -118,8 +117,19 @@ class _Gated(NamedTuple):
     """A gate with the signal of the asked cells."""
 
     gate: Gate
-    features: Float32[np.ndarray, "bins s"]
-    """Of every bin of the genome; a single row of NaN where there is no signal."""
+    signal: GenomeSignal | None
+    """None where these cells have none."""
+
+    def apply(self, scores: Float32[np.ndarray, "k p"], bins: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, "k p"]:
+        """Return the gated logits of bins."""
+        shape = (len(bins), len(HALF_WIDTHS))
+        numbers = np.full(shape, np.nan, dtype=np.float32) if self.signal is None else self.signal.at(bins)
+        return self.gate.gated(scores, numbers[:, np.newaxis], np.zeros(scores.shape[1], dtype=np.int64))
+
+    @property
+    def digest(self) -> str:
+        """Says which gate and which signal."""
+        return f"{self.gate.sha256} {'none' if self.signal is None else self.signal.digest}"
 
 
 def _gate(store: Store, run_name: str, config: PredictConfig) -> _Gated | None:
@@ -131,21 +141,14 @@ def _gate(store: Store, run_name: str, config: PredictConfig) -> _Gated | None:
             raise ConfigError("the run has no signal gate", where="--signal", fix=fix)
         return None
     if config.signal is not None:
-        # binned as the signals were that it was trained on
-        spec = store.array(gate.signals.array_name).spec
-        with store.reader() as catalog:
-            sql = "SELECT alias, chrom FROM data.chromosome_aliases JOIN data.chromosomes USING (chrom_id)"
-            names = {str(alias): str(chrom) for alias, chrom in catalog.rows(sql)}
-        binned = bin_bigwig(config.signal, store.tiling, names, Binning(**spec.identity["binning"]))
-        return _Gated(gate, features(binned.values.reshape(-1), store.tiling))
-    nothing = np.full((1, len(HALF_WIDTHS)), np.nan, dtype=np.float32)
+        return _Gated(gate, gate.signals.of_bigwig(config.signal, config.out[0].absolute().parent))
     if config.asked.context is not None:
-        return _Gated(gate, nothing)
+        return _Gated(gate, None)
     with store.reader() as catalog:
         rows = catalog.rows("SELECT biotype, biotype_id FROM data.biotypes")
     known = {str(name): int(key) for name, key in rows}
-    biotype = config.asked.biotype or next(iter(known))
-    return _Gated(gate, gate.signals.whole(known[biotype]) if known.get(biotype) in gate.signals.rows else nothing)
+    biotype = known.get(config.asked.biotype or next(iter(known)), -1)
+    return _Gated(gate, gate.signals.of(biotype) if biotype in gate.signals.rows else None)
 
 
 def _kinds(config: PredictConfig) -> set[str]:
@@ -174,7 +177,7 @@ def _plan(
     for tensor in (*encoded.pairs, *run.head.state_dict().values()):
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     if gate is not None:
-        digest.update(gate.gate.sha256.encode() + np.ascontiguousarray(gate.features).tobytes())
+        digest.update(gate.digest.encode())
     array = store.array(run.arrays.windows)
     return {
         "array": array.spec.fingerprint,
@@ -229,8 +232,7 @@ def _score(store: Store, run: LoadedRun, encoded: EncodedPairs, parts: Parts, ga
             scores = run.head.score_pairs(read(bins), encoded.pairs).float().cpu().numpy()
         array.let_go()
         if gate is not None:
-            signal = gate.features[bins if len(gate.features) > 1 else np.zeros(len(bins), dtype=np.int64)]
-            scores = gate.gate.gated(scores, signal[:, np.newaxis], np.zeros(scores.shape[1], dtype=np.int64))
+            scores = gate.apply(scores, bins)
         bar.update(len(windows))
         return np.ascontiguousarray(scores.T)
 

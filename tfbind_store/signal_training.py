@@ -1,42 +1,37 @@
-"""Train a signal gate on top of a run's head, and score with both.
+"""Train a signal gate on top of a run's head.
 
 The head stays as it is. The gate sees the run's own training rows: bins of the training chromosomes, training
 experiments, each with the signal of its biotype. It lies in the run's folder as ``signal.safetensors``.
 """
 
-# k bins · p pairs · c biotypes · s scales
-
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
 from torch.nn import functional
 from tqdm import tqdm
 
-from tfbind_store.errors import CheckpointError, ConfigError, SelectionError
+from tfbind_store.errors import ConfigError, SelectionError
 from tfbind_store.feed import DenseFeed
-from tfbind_store.heads.signal import SignalGate, load_gate, save_gate, signals_of
+from tfbind_store.heads.signal import SignalGate, save_gate
 from tfbind_store.query.selection import Selection
-from tfbind_store.scoring import LoadedRun, load_run, score_bins
+from tfbind_store.scoring import load_run
 from tfbind_store.signal_features import HALF_WIDTHS, Signals
+from tfbind_store.signal_gate import FILE_NAME, head_digest
 from tfbind_store.store import Store
 from tfbind_store.train_material import gather_material
-
-FILE_NAME = "signal.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class SignalConfig:
     """How a gate is trained."""
 
-    signals: str = "signals"
-    """Name of the array of signals."""
+    signals: str = ""
+    """Name of the array of signals; empty takes the one that the selection declares, else ``signals``."""
     steps: int = 300
     bins_per_step: int = 512
     pairs_per_step: int = 16
@@ -69,12 +64,15 @@ def train_gate(store: Store, run_name: str, config: SignalConfig | None = None) 
     """
     config = config or SignalConfig()
     run = load_run(store, run_name)
-    signals = Signals(store, store.array_name_for("signals", config.signals))
     selection = Selection.open(store, str(run.header.selection.get("name", "")))
-    material = gather_material(store, selection, run.arrays, device=run.source.device, max_valid_bins=1)
-    biotype_of = dict(
-        zip(material.training.experiment_id.tolist(), material.training.biotype_id.tolist(), strict=True)
-    )
+    name = config.signals or selection.config.signals or "signals"
+    signals = Signals(store, store.array_name_for("signals", name))
+    how = run.header.train
+    material = gather_material(
+        store, selection, run.arrays, device=run.source.device, max_valid_bins=1,
+        permute_seed=int(how["seed"]) if how.get("permute_labels") else None,
+    )  # fmt: skip
+    biotype_of = dict(zip(material.training.experiment_id.tolist(), material.training.biotype_id.tolist(), strict=True))
     n_with = len(set(biotype_of.values()) & signals.rows.keys())
     if not n_with:
         what = f"none of the {len(set(biotype_of.values()))} training biotypes has a signal in {signals.array_name}"
@@ -103,63 +101,11 @@ def train_gate(store: Store, run_name: str, config: SignalConfig | None = None) 
         optimizer.step()
         losses.append(float(loss.item()))
     path = store.run_dir(run_name) / FILE_NAME
-    save_gate(path, gate, signals=signals.array_name)
+    save_gate(path, gate, signals=signals.array_name, head=head_digest(store, run_name))
     return SignalResult(path, losses, n_with)
 
 
-class Gate(NamedTuple):
-    """A run's gate, and the signals of the store that it was trained on."""
-
-    module: SignalGate
-    signals: Signals
-    sha256: str
-    """Of its file."""
-
-    def apply(
-        self, scores: Float32[np.ndarray, "k p"], biotype_ids: Int64[np.ndarray, " p"], bins: Int64[np.ndarray, " k"]
-    ) -> Float32[np.ndarray, "k p"]:
-        """Return a head's logits with the stored signal of each pair's biotype."""
-        distinct, index = np.unique(biotype_ids, return_inverse=True)
-        return self.gated(scores, self.signals.at(distinct.tolist(), bins), index)
-
-    def gated(
-        self,
-        scores: Float32[np.ndarray, "k p"],
-        signal: Float32[np.ndarray, "k c s"],
-        context_index: Int64[np.ndarray, " p"],
-    ) -> Float32[np.ndarray, "k p"]:
-        """Return a head's logits with any signal."""
-        with torch.inference_mode():
-            given = (torch.from_numpy(np.ascontiguousarray(part)) for part in (scores, signal, context_index))
-            gated: Float32[np.ndarray, "k p"] = self.module(*given).numpy()
-        return gated
-
-
-def open_gate(store: Store, run_name: str) -> Gate | None:
-    """Return a run's gate; None if none was trained."""
-    path = store.run_dir(run_name) / FILE_NAME
-    if not path.exists():
-        return None
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Gate(load_gate(path), Signals(store, signals_of(path)), digest)
-
-
-def score_with_signal(
-    store: Store,
-    run: LoadedRun,
-    factor_ids: Int64[np.ndarray, " p"],
-    biotype_ids: Int64[np.ndarray, " p"],
-    bins: Int64[np.ndarray, " k"],
-) -> Float32[np.ndarray, "k p"]:
-    """Return the gated logits of bins, with pair i = factor i in biotype i; a biotype without a signal has them too.
-
-    Raises
-    ------
-    CheckpointError
-        If no gate was trained for the run.
-    """
-    gate = open_gate(store, run.name)
-    if gate is None:
-        raise CheckpointError("the run has no signal gate", where=run.name, fix="train one: tfbind train-signal RUN")
-    blocks = score_bins(run.head, run.source, factor_ids, biotype_ids, bins)
-    return np.concatenate([gate.apply(block.scores, biotype_ids, block.global_bins) for block in blocks])
+def train_declared_gate(store: Store, run_name: str) -> SignalResult | None:
+    """Train the gate of a run whose selection declares signals; None where it declares none."""
+    selection = Selection.open(store, str(load_run(store, run_name).header.selection.get("name", "")))
+    return train_gate(store, run_name) if selection.config.signals else None

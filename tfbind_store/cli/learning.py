@@ -115,6 +115,7 @@ def train(
     The best weights by validation are kept in runs/NAME/head.safetensors, with the fingerprints of the embeddings, the
     selection and what head and trunk were trained on inside.
     """
+    from tfbind_store.signal_training import train_declared_gate
     from tfbind_store.store import Store
     from tfbind_store.train import TrainConfig, train_head
 
@@ -127,10 +128,12 @@ def train(
     result = train_head(opened, selection, chosen, run_name, overwrite=overwrite)
     if result.rank:  # of several processes, the first one speaks
         return
+    gate = train_declared_gate(opened, run_name)
     resumed = ", resumed" if result.was_resumed else ""
     text = [
         f"run: {result.path}, {result.steps:,} steps in {result.seconds:.0f} s{resumed}",
         *(f"{name.replace('_', ' ')}: {value:.4g}" for name, value in result.metrics.items()),
+        *([f"signal gate: {gate.path}, {gate.n_biotypes} training biotypes with a signal"] if gate else []),
         f"next: tfbind evaluate {result.path}",
     ]
     emit(result, text, as_json=as_json)
@@ -169,6 +172,7 @@ def _train_folds(
 @click.option("--chroms", metavar="LIST", help="Chromosomes; the selection's test chromosomes if not given.")
 @click.option("--factor", "factors", multiple=True, help="Only this factor. Repeatable.")
 @click.option("--oracle/--no-oracle", "with_oracle", default=True, help="Score measured binding of other factors too.")
+@click.option("--signal/--no-signal", "with_signal", default=True, help="With the run's signal gate, if it has one.")
 @click.option("--device", default="cpu", show_default=True, help="Where the head runs.")
 @VERIFY
 @json_option
@@ -178,6 +182,7 @@ def evaluate(
     chroms: str | None,
     factors: tuple[str, ...],
     with_oracle: bool,
+    with_signal: bool,
     device: str,
     verify: Verify,
     as_json: bool,
@@ -193,7 +198,12 @@ def evaluate(
 
     store, name = run_place(run)
     config = EvaluateConfig(
-        motifs=motifs, chroms=tuple(listed(chroms)), factors=factors, with_oracle=with_oracle, device=device
+        motifs=motifs,
+        chroms=tuple(listed(chroms)),
+        factors=factors,
+        with_oracle=with_oracle,
+        with_signal=with_signal,
+        device=device,
     )
     result = evaluate_run(Store.open(store, verify=verify), name, config)
     names = list(result.columns)

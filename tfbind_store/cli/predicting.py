@@ -160,7 +160,7 @@ def score(
     examples=["tfbind train-signal yeast.store/runs/linear --signals atac --steps 5"],
 )
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--signals", default="signals", show_default=True, help="Name of the array of signals in the store.")
+@click.option("--signals", default="", help="Name of the array; the one that the selection declares, else signals.")
 @click.option("--steps", default=300, show_default=True, help="Optimizer steps.")
 @click.option("--lr", default=1e-2, show_default=True, help="Learning rate.")
 @click.option("--drop", default=0.15, show_default=True, help="Share of biotypes whose signal a step does not see.")

@@ -43,6 +43,7 @@ SPLITS = ("train", "valid", "test")
     "--allow-leak", multiple=True, metavar="KIND", help="Do not follow this kinship: gene, sequence, treatment."
 )
 @click.option("--margin-bp", type=int, help="Negatives keep this far from peaks.  [default: 512]")
+@click.option("--signals", metavar="NAME", help="Imported signals, such as ATAC by biotype, as a further input.")
 @click.option("--seed", type=int, help="Decides every draw.  [default: 0]")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML with any of these and more.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the config. Repeatable.")
@@ -141,6 +142,10 @@ def _print(name: str, info: Mapping[str, Any], *, as_json: bool) -> None:
     ]
     text += [f"{_words(what)}: {count:,}" for what, count in info["warnings"].items()]
     text += map(str, info["notes"])
+    if signals := info.get("signals"):
+        text.append(f"{signals['array']}: {len(signals['with']):,} biotypes have a signal")
+        if signals["without"]:
+            text.append(f"without one: {', '.join(signals['without'][:8])}")
     emit({"name": name, **info}, text, as_json=as_json)
 
 

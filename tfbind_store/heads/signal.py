@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tfbind_store.errors import CheckpointError
 from tfbind_store.heads.checkpoint import write_atomically
 
-METADATA_KEY = "tfbind_signals"
+METADATA_KEY, HEAD_KEY = "tfbind_signals", "tfbind_head"
 MAX_LOG_SCALE = 2.0
 """A logit is never stretched by more than e to this."""
 
@@ -76,10 +76,10 @@ class SignalGate(nn.Module):
         return logits * scale + both[..., 1]
 
 
-def save_gate(path: Path, gate: SignalGate, *, signals: str = "") -> None:
-    """Write a gate, whole or not at all, with the name of the array of signals that it was trained on."""
+def save_gate(path: Path, gate: SignalGate, *, signals: str = "", head: str = "") -> None:
+    """Write a gate, whole or not at all, with the array of signals and the head (a digest) that it was trained on."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(gate.state_dict().items())}
-    write_atomically(path, safetensors.torch.save(tensors, {METADATA_KEY: signals}))
+    write_atomically(path, safetensors.torch.save(tensors, {METADATA_KEY: signals, HEAD_KEY: head}))
 
 
 def load_gate(path: Path) -> SignalGate:
@@ -100,8 +100,9 @@ def load_gate(path: Path) -> SignalGate:
     return gate.eval()
 
 
-def signals_of(path: Path) -> str:
-    """Return the name of the array of signals that a gate was trained on."""
+def trained_on(path: Path) -> tuple[str, str]:
+    """Return the name of the array of signals and the digest of the head that a gate was trained on."""
     load_gate(path)
     with safetensors.safe_open(path, framework="pt") as file:
-        return str((file.metadata() or {}).get(METADATA_KEY, ""))
+        said = file.metadata() or {}
+    return str(said.get(METADATA_KEY, "")), str(said.get(HEAD_KEY, ""))

@@ -26,6 +26,7 @@ from tfbind_store.columns import Columns
 from tfbind_store.errors import ConfigError, SelectionError, SqlError
 from tfbind_store.names import near_miss, path_safe_name
 from tfbind_store.query import describe, leaks, negatives, reads, rowfile, rows, splits
+from tfbind_store.query.declared import declared_signals
 from tfbind_store.query.labels import LabelRule
 from tfbind_store.query.splits import SplitConfig
 from tfbind_store.store import Store
@@ -64,6 +65,8 @@ class SelectionConfig:
     """Leave out experiments whose factor has no sequence, counted."""
     allow_leaks: tuple[str, ...] = ()
     """Kinds of kinship (gene, sequence, treatment) that holding out shall not follow; recorded in the selection."""
+    signals: str = ""
+    """Array of signals, such as accessibility by biotype, that training and evaluation give beside the embeddings."""
     seed: int = 0
     """Decides every draw."""
 
@@ -143,11 +146,13 @@ def make_selection(
         _require_rows(built, name)
         found = find_row_leaks(evidence, built.rows, factors)
         leaks.refuse(found, config.allow_leaks, where=f"selection {name}")
+        biotypes = chosen.experiments["biotype"].tolist()
         info = {
             **_origin(store, catalog, name, config, chosen.sql),
             **describe.describe(
                 evidence, built, parts, found, chosen.dropped, chosen.notes, chosen.experiments["experiment_id"]
             ),
+            "signals": declared_signals(store, catalog, config.signals, biotypes, where=f"selection {name}"),
         }
         _write(catalog, folder, evidence, built.rows, info)
     for cause, lost in info["dropped"].items():
