@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from tests.precompute.small import Watched, make_store
 from tfbind_store.cli import main
 from tfbind_store.precompute import run as run_module
+from tfbind_store.precompute.random_trunk import random_trunk
 from tfbind_store.precompute.run import embed_windows
 
 NAME = "embeddings/windows"
@@ -75,6 +76,20 @@ def test_a_dry_run_prints_the_plan_and_computes_nothing(tmp_path):
     done = tfbind("embed", store.path, "windows", "--embedder", "toy", "--dry-run", "--json")
     assert (done.exit_code, json.loads(done.stdout)["n_compute"]) == (0, 10)
     assert store.array_names() == []
+
+
+def test_the_plan_says_what_weights_and_windows_take_of_memory(tmp_path):
+    store = make_store(tmp_path)
+    trunk = ["--set", "dim=48", "--set", "depth=1", "--device", "cpu"]
+    words = ["embed", store.path, "windows", "--embedder", "enformer", *trunk, "--dry-run"]
+    value = json.loads(tfbind(*words, "--json").stdout)
+    architecture = {"dim": 48, "depth": 1, "heads": 4, "attn_dim_key": 32, "num_downsamples": 7, "dim_divisible_by": 16}
+    weights = sum(tensor.numel() for tensor in random_trunk(architecture, seed=0).model.parameters())
+    assert value["model"]["device"] == "cpu"
+    assert value["model"]["weights_bytes"] == pytest.approx(8 * weights, rel=0.2)
+    assert value["model"]["batch_bytes"] > value["model"]["batch_windows"] * 8 * 48 * 4
+    assert value["free_memory_bytes"] > 2**20
+    assert "of weights and" in tfbind(*words).stdout
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,8 @@ OFFICIAL_TRUNK = "EleutherAI/enformer-official-rough"
 WITHOUT_DEVICE = ("toy", "composition", "hashed", "imported")
 """Embedders that run nowhere but on the CPU."""
 SHOWN_FAILURES = 5
+SHARDS_IN_MEMORY = 3
+"""One that is computed, one that waits, one that is written."""
 
 
 def embedder_options(function: Kept) -> Kept:
@@ -73,11 +74,17 @@ def plan(store: Path, what: str, run: str | None, retry_failed: bool, as_json: b
     planned = plan_windows(
         opened, embedder, name=_label(what, options), asked=_asked(opened, loci), retry_failed=retry_failed
     )
-    free = shutil.disk_usage(opened.path).free
-    emit(_plan_value(planned, free), _plan_lines(planned, free), as_json=as_json)
+    value = _plan_value(planned, opened, embedder)
+    emit(value, _plan_lines(value), as_json=as_json)
 
 
-def _plan_value(planned: Plan, free: int) -> dict[str, Any]:
+def _plan_value(planned: Plan, opened: Store, embedder: Any) -> dict[str, Any]:
+    from tfbind_store.durable import free_bytes
+    from tfbind_store.precompute.embedder import memory_need
+    from tfbind_store.precompute.upkeep import free_memory
+
+    need = memory_need(embedder, opened.grid)
+    free = free_bytes(opened.path)
     return {
         "n_asked": planned.n_asked,
         "n_done": planned.n_done,
@@ -90,21 +97,36 @@ def _plan_value(planned: Plan, free: int) -> dict[str, Any]:
         "free_bytes": free,
         "estimate_seconds": planned.estimate_seconds,
         "fits": planned.need_bytes <= free,
+        "shard_memory_bytes": SHARDS_IN_MEMORY * planned.shard_bytes,
+        "free_memory_bytes": free_memory("cpu"),
+        "model": need and {**need._asdict(), "free_bytes": free_memory(need.device)},
     }
 
 
-def _plan_lines(planned: Plan, free: int) -> list[str]:
-    seconds = planned.estimate_seconds
+def _plan_lines(value: dict[str, Any]) -> list[str]:
+    seconds = value["estimate_seconds"]
     time = "time unknown before the first shard" if seconds is None else f"about {seconds:,.0f} s"
     lines = [
-        f"windows: {planned.n_asked:,} asked, {planned.n_done:,} done, {planned.n_compute:,} to compute, "
-        f"{planned.n_all_n:,} all N",
-        f"shards: {len(planned.shards):,}, {size_text(planned.write_bytes)} to write, {size_text(free)} free; "
-        f"{size_text(3 * planned.shard_bytes)} of memory for shards; {time}",
+        f"windows: {value['n_asked']:,} asked, {value['n_done']:,} done, {value['n_compute']:,} to compute, "
+        f"{value['n_all_n']:,} all N",
+        f"shards: {value['n_shards']:,}, {size_text(value['write_bytes'])} to write, "
+        f"{size_text(value['free_bytes'])} free; {time}",
+        f"memory: {size_text(value['shard_memory_bytes'])} for shards on their way to the disk, "
+        f"{_size_or(value['free_memory_bytes'], 'unknown')} free",
     ]
-    if planned.n_failed_before:
-        lines.append(f"{planned.n_failed_before:,} failed before: --retry-failed tries them again")
+    if model := value["model"]:
+        lines.append(
+            f"on {model['device']}: about {size_text(model['weights_bytes'])} of weights and "
+            f"{_size_or(model['batch_bytes'], 'a yet unknown amount')} for {model['batch_windows']:,} windows at once, "
+            f"{_size_or(model['free_bytes'], 'unknown')} free"
+        )
+    if value["n_failed_before"]:
+        lines.append(f"{value['n_failed_before']:,} failed before: --retry-failed tries them again")
     return lines
+
+
+def _size_or(n_bytes: int | None, other: str) -> str:
+    return other if n_bytes is None else size_text(n_bytes)
 
 
 def engine_options(function: Kept) -> Kept:
@@ -163,11 +185,11 @@ def embed(store: Path, what: str, retry_failed: bool, dry_run: bool, as_json: bo
         loci = _loci(opened, options["loci"], options["chroms"])
         name = _label(what, options)
         planned = run.plan_windows(opened, embedder, name=name, asked=_asked(opened, loci), retry_failed=retry_failed)
-        free = shutil.disk_usage(opened.path).free
+        value = _plan_value(planned, opened, embedder)
         if dry_run:
-            emit(_plan_value(planned, free), _plan_lines(planned, free), as_json=as_json)
+            emit(value, _plan_lines(value), as_json=as_json)
             return
-        click.echo("\n".join(_plan_lines(planned, free)), err=True)
+        click.echo("\n".join(_plan_lines(value)), err=True)
         report = run.embed_windows(
             opened,
             embedder,

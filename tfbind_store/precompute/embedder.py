@@ -75,6 +75,17 @@ class TrunkGeometry:
             raise SpecError(f"the grid keeps {grid.n_bins} bins, {where} gives {self.n_bins}", where=where)
 
 
+class MemoryNeed(NamedTuple):
+    """About how much memory of its device an embedder takes."""
+
+    device: str
+    weights_bytes: int
+    batch_windows: int
+    """Windows that are read at once."""
+    batch_bytes: int | None
+    """At most, for the numbers of these windows on their way; None where only trying tells."""
+
+
 class WindowEmbedding(NamedTuple):
     """One window's result."""
 
@@ -107,7 +118,7 @@ class WindowEmbedder(Protocol):
 
     One that reads several windows at once may have ``halve_batch() -> int``: it is asked to when memory runs out, and
     returns the new size, 0 where it is one already. One that can bound its own memory may have
-    ``limit_memory(max_bytes, grid)``.
+    ``limit_memory(max_bytes, grid)``, one that knows it ``memory_need(grid)``.
     """
 
     @property
@@ -224,6 +235,13 @@ def release(embedder: object) -> None:
     let_go = getattr(embedder, "release", None)
     if let_go is not None:
         let_go()
+
+
+def memory_need(embedder: WindowEmbedder, grid: Grid) -> MemoryNeed | None:
+    """Return what an embedder takes of its device's memory; None for one that does not say."""
+    say = getattr(embedder, "memory_need", None)
+    need: MemoryNeed | None = None if say is None else say(grid)
+    return need
 
 
 def limit_memory(embedder: WindowEmbedder, max_bytes: int, grid: Grid) -> None:

@@ -22,7 +22,7 @@ from jaxtyping import Float, UInt8
 
 from tfbind_store.errors import ConfigError, SpecError
 from tfbind_store.loci import Grid, Locus, Tiling
-from tfbind_store.precompute.embedder import Codes, TrunkGeometry, WindowEmbedding, read_options
+from tfbind_store.precompute.embedder import Codes, MemoryNeed, TrunkGeometry, WindowEmbedding, read_options
 from tfbind_store.precompute.fast_forward import FastTrunk
 from tfbind_store.precompute.hand_over import to_host
 from tfbind_store.precompute.random_trunk import random_trunk
@@ -244,6 +244,20 @@ class EnformerEmbedder:
         """The trunk's weights, laid out for the fast forward."""
         return FastTrunk(self.model, dtype=DTYPES[self.precision], tf32=self.precision == "tf32")
 
+    def memory_need(self, grid: Grid) -> MemoryNeed:
+        """Return about what weights and windows on their way take."""
+        n_weights = sum(tensor.numel() for tensor in self.model.parameters())
+        # the model's own, and those laid out for the fast forward
+        weights_bytes = n_weights * (4 + DTYPES[self.precision].itemsize)
+        return MemoryNeed(str(self.device), weights_bytes, self._batch(grid), self._working_bytes(grid))
+
+    def _working_bytes(self, grid: Grid) -> int:
+        return self.fast.working_bytes(
+            chunk_tokens=self.chunk_tokens,
+            window_tokens=grid.window_bp // grid.bin_bp,
+            batch_windows=self._batch(grid),
+        )
+
     def limit_memory(self, max_bytes: int, grid: Grid) -> None:
         """Take shorter chunks and smaller batches until what is on its way fits; the numbers stay the same.
 
@@ -252,20 +266,13 @@ class EnformerEmbedder:
         ConfigError
             If the smallest chunk and one window at a time are still too much.
         """
-        window_tokens = grid.window_bp // grid.bin_bp
-
-        def need() -> int:
-            return self.fast.working_bytes(
-                chunk_tokens=self.chunk_tokens, window_tokens=window_tokens, batch_windows=self._batch(grid)
-            )
-
-        while need() > max_bytes and self._batch(grid) > 1:
+        while self._working_bytes(grid) > max_bytes and self._batch(grid) > 1:
             self.batch_size = self._batch(grid) // 2
-        while need() > max_bytes and self.chunk_tokens > LEAST_CHUNK_TOKENS:
+        while self._working_bytes(grid) > max_bytes and self.chunk_tokens > LEAST_CHUNK_TOKENS:
             self.chunk_tokens //= 2
-        if need() > max_bytes:
-            what = f"a window takes {need():,} bytes on its way through the trunk, {max_bytes:,} are left for that"
-            raise ConfigError(what, where="--max-memory", fix=f"allow {need() - max_bytes:,} bytes more")
+        if (need := self._working_bytes(grid)) > max_bytes:
+            what = f"a window takes {need:,} bytes on its way through the trunk, {max_bytes:,} are left for that"
+            raise ConfigError(what, where="--max-memory", fix=f"allow {need - max_bytes:,} bytes more")
 
     def embed(self, windows: Sequence[int], codes: Codes, tiling: Tiling) -> Iterator[WindowEmbedding]:
         """Yield the kept bins of each window; those that overlap share the convolutions."""

@@ -19,7 +19,14 @@ from jaxtyping import Float, UInt8
 
 from tfbind_store.errors import ConfigError, SpecError, WeightsError
 from tfbind_store.loci import Grid, Tiling
-from tfbind_store.precompute.embedder import Codes, TrunkGeometry, WindowEmbedding, batches, read_options
+from tfbind_store.precompute.embedder import (
+    Codes,
+    MemoryNeed,
+    TrunkGeometry,
+    WindowEmbedding,
+    batches,
+    read_options,
+)
 from tfbind_store.precompute.enformer import crop_bins, one_hot
 from tfbind_store.precompute.weights import exact_float32, pick_device, read_tensors, take_back, weights_digest
 from tfbind_store.spec import EmbeddingSpec
@@ -191,6 +198,11 @@ class ModuleEmbedder:
             values = self._forward(np.stack([codes(tiling.read(window)) for window in batch]), tiling.grid)
             for window, kept in zip(batch, values.float().cpu().numpy(), strict=True):
                 yield WindowEmbedding(window, kept)
+
+    def memory_need(self, grid: Grid) -> MemoryNeed:
+        """Return what the weights take; what a window takes, only trying tells."""
+        weights = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
+        return MemoryNeed(str(self.device), weights, self._batch_size, None)
 
     def halve_batch(self) -> int:
         """Read half as many windows at once from now on and return how many; 0 where it is one already."""

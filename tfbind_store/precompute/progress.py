@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -56,7 +57,9 @@ class RunProgress:
         if self.n_shards == 1 and self.tell and self.n_windows:
             left = max(self.plan.n_compute - self.n_windows, 0)
             rate = self.n_windows / seconds
-            self.tell(f"first shard: {rate:.3g} windows/s; about {left / rate:,.0f} s for the other {left:,} windows")
+            self.tell(
+                f"first shard: {rate:.3g} windows/s; about {left / rate:,.0f} s for the other {left:,} windows{_peak()}"
+            )
 
     def _append(self, published: Published) -> None:
         receipt = published.receipt
@@ -89,3 +92,11 @@ class RunProgress:
     ) -> None:
         """Leave the bar as it stands."""
         self._bar.close()
+
+
+def _peak() -> str:
+    """Say how much of a GPU this process has used at most, if it has used one."""
+    torch = sys.modules.get("torch")  # an embedder without a model never loads it
+    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
+        return ""
+    return f"; {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of the GPU used at most"

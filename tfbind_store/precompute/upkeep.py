@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from pathlib import Path
+
 import numpy as np
 from jaxtyping import Float32, Shaped
 
@@ -28,6 +32,27 @@ def require_space(store: Store, need_bytes: int, *, what: str) -> None:
             where=str(store.path),
             fix="free some space, embed fewer loci, or move the store to a larger disk",
         )
+
+
+def free_memory(device: str) -> int | None:
+    """Return how many bytes of a device's memory are free now; None where nobody says.
+
+    Parameters
+    ----------
+    device
+        ``cpu``, ``cuda``, ``cuda:1``.
+    """
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def to_stored(values: Float32[np.ndarray, "..."], dtype: np.dtype[np.generic]) -> tuple[Shaped[np.ndarray, "..."], str]:
