@@ -38,7 +38,7 @@ class TransformerBlock:
     block
         enformer-pytorch's own.
     dtype
-        Of products and rows; position features are always computed in float32.
+        Of products and rows; position features are always computed in float32, for their rounding is part of a trunk.
     onednn
         As in `PackedLinear`.
     """
@@ -59,7 +59,8 @@ class TransformerBlock:
         self.position_bias = attention.rel_pos_bias[0].detach().to(dtype)
         self.dtype = dtype
         self.n_features, self.use_tf_gamma = attention.num_rel_pos_features, attention.use_tf_gamma
-        self.distance_weight = attention.to_rel_k.weight.detach().float()
+        precise = torch.promote_types(dtype, torch.float32)
+        self.distance_weight = attention.to_rel_k.weight.detach().to(precise)
         self._relative_keys: dict[int, Tensor] = {}
         norm2, first, _, _, second, _ = block[1].fn
         self.norm2 = _layer_norm(norm2, dtype)
@@ -72,7 +73,7 @@ class TransformerBlock:
             positions = get_positional_embed(
                 n, self.n_features, self.distance_weight.device, use_tf_gamma=self.use_tf_gamma, dtype=torch.float32
             )
-            keys = functional.linear(positions, self.distance_weight)
+            keys = functional.linear(positions.to(self.distance_weight.dtype), self.distance_weight)
             self._relative_keys[n] = keys.unflatten(1, (self.heads, -1)).transpose(0, 1).to(self.dtype).contiguous()
         return self._relative_keys[n]
 
