@@ -149,6 +149,41 @@ class TestStrand:
         np.testing.assert_allclose(self.embed(trunk, "mean", genome), both, rtol=0, atol=2e-6)
 
 
+class TestMemory:
+    grid = Grid(window_bp=128 * 128, n_bins=64, bin_bp=128)
+
+    def values(self, embedder, genome):
+        tiling = Tiling.over(self.grid, genome.lengths_bp)
+        return np.stack([values for _, values in embedder.embed(range(tiling.n_windows), genome.codes, tiling)])
+
+    def test_a_bound_makes_pieces_shorter_and_changes_no_number(self):
+        genome = TinyGenome({"a": 5 * 64 * 128})
+        wide = random_trunk({**SMALL, "dim": 192}, seed=1)
+        free, bound = (EnformerEmbedder(wide, device="cpu", batch_size=32) for _ in range(2))
+        at_most = 26_000_000
+        assert bound.fast.working_bytes(chunk_tokens=256, window_tokens=128, batch_windows=32) > at_most
+        bound.limit_memory(at_most, self.grid)
+        assert bound.batch_size < 32
+        assert bound.chunk_tokens < 256
+        sizes = {"chunk_tokens": bound.chunk_tokens, "batch_windows": bound.batch_size}
+        assert bound.fast.working_bytes(window_tokens=128, **sizes) <= at_most
+        np.testing.assert_allclose(self.values(bound, genome), self.values(free, genome), rtol=0, atol=1e-5)
+
+    def test_what_fits_is_left_alone(self):
+        embedder = EnformerEmbedder(random_trunk(SMALL, seed=1), device="cpu", batch_size=8)
+        embedder.limit_memory(1 << 32, self.grid)
+        assert (embedder.batch_size, embedder.chunk_tokens) == (8, 256)
+
+    def test_a_bound_that_no_window_fits_in_says_how_much_more_it_takes(self):
+        embedder = EnformerEmbedder(random_trunk(SMALL, seed=1), device="cpu")
+        with pytest.raises(ConfigError, match=r"a window takes [\d,]+ bytes .* 1,000 are left") as caught:
+            embedder.limit_memory(1000, self.grid)
+        more = int(caught.value.fix.split()[1].replace(",", ""))
+        embedder.limit_memory(1000 + more, self.grid)
+        with pytest.raises(ConfigError, match="a window takes"):
+            embedder.limit_memory(999 + more, self.grid)
+
+
 class TestCrop:
     def test_keeps_the_middle_896_of_1536(self):
         x = torch.arange(1536.0)[None, :, None]
@@ -206,7 +241,7 @@ class TestSaveAndLoad:
         first, second = ((folder / "model.safetensors").read_bytes() for folder in files)
         assert first == second
         header = json.loads(first[8 : 8 + int.from_bytes(first[:8], "little")])
-        assert list(header["__metadata__"]) == ["tfbind-trunk-2"]  # several keys come in the order of a hash
+        assert list(header["__metadata__"]) == ["format", "tfbind-trunk-2"]
 
     def test_a_card_of_the_first_format_is_read(self, trunk, tmp_path):
         folder = save_trunk(trunk.model, tmp_path / "new", SEEN, notes={"a": 1})
@@ -251,6 +286,17 @@ class TestSaveAndLoad:
         x = one_hot(codes_of(4))
         with torch.no_grad():
             assert torch.equal(trunk_features(loaded.model, x, n_bins=4), trunk_features(trunk.model, x, n_bins=4))
+
+    def test_enformer_pytorch_saves_what_we_read_and_reads_what_we_save(self, trunk, tmp_path):
+        trunk.model.save_pretrained(tmp_path / "theirs", safe_serialization=False)  # it names each tensor twice
+        ours = load_trunk(tmp_path / "theirs").model
+        theirs = Enformer.from_pretrained(str(save_trunk(trunk.model, tmp_path / "ours", SEEN))).eval()
+        theirs.set_target_length(-1)
+        x = one_hot(codes_of(5))
+        with torch.no_grad():
+            expected = trunk_features(trunk.model, x, n_bins=8)
+            assert torch.equal(trunk_features(ours, x, n_bins=8), expected)
+            assert torch.equal(theirs(x, return_only_embeddings=True), expected)
 
     def test_a_card_with_other_fields_is_refused(self):
         with pytest.raises(WeightsError, match="card names"):

@@ -24,6 +24,8 @@ from tfbind_store.spec import canonical_json
 
 CARD_FORMAT = "tfbind-trunk-2"
 FIRST_CARD_FORMAT = "tfbind-trunk-1"
+LIBRARY = {"format": "pt"}
+"""``Enformer.from_pretrained`` reads no file that does not say so."""
 CONFIG_FILE = "config.json"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 DOUBLED = "_trunk."
@@ -120,11 +122,9 @@ def save_trunk(
         config["output_heads"] = {}
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEADS)}
     card = TrunkCard(trained_on=trained_on, notes=dict(notes or {}))
-    # one key: safetensors writes several in an order that changes from process to process
     stated = {"config": config, "trained_on": card.trained_on_json, "notes": dict(card.notes)}
-    metadata = {CARD_FORMAT: canonical_json(stated)}
     # not save_file: it hides a full disk behind an error of its own
-    publish(folder / WEIGHT_FILES[0], [save(tensors, metadata)])
+    publish(folder / WEIGHT_FILES[0], _safetensors(tensors, {**LIBRARY, CARD_FORMAT: canonical_json(stated)}))
     text = json.dumps({"model_type": "enformer", **config}, indent=2, sort_keys=True) + "\n"
     publish(folder / CONFIG_FILE, [text.encode()])
     return folder
@@ -186,6 +186,15 @@ def fill(model: Enformer, tensors: Mapping[str, torch.Tensor], *, where: str) ->
         model.load_state_dict(dict(tensors), strict=False)
     except RuntimeError as error:
         raise WeightsError(f"weights do not fit their config: {str(error)[:300]}", where=where) from error
+
+
+def _safetensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> list[bytes]:
+    """Return a file in parts; the library writes several metadata in an order that changes from process to process."""
+    whole = save(dict(tensors), dict(metadata))
+    end = 8 + int.from_bytes(whole[:8], "little")
+    header = json.dumps(json.loads(whole[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # numbers begin at a multiple of their size
+    return [len(header).to_bytes(8, "little"), header, whole[end:]]
 
 
 def _read_card(metadata: Mapping[str, str]) -> tuple[dict[str, Any] | None, TrunkCard]:
