@@ -88,7 +88,7 @@ def encode_asked(store: Store, run: LoadedRun, asked: Asked) -> EncodedPairs:
             proteins.append(_Protein(found.protein[0], found.subunit[0]))
         with torch.inference_mode():
             parts.append(run.head.encode(to_torch(_batch(proteins, context), run.source.device)))
-    pairs = tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    pairs = run.head.join(parts)
     return EncodedPairs(tuple((name, biotype) for name in asked.factors), pairs, tuple(sorted(new)))
 
 

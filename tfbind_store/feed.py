@@ -181,7 +181,7 @@ class PairSource:
             head.encode(self.inputs(factor_ids[at : at + at_once], biotype_ids[at : at + at_once]))
             for at in range(0, len(factor_ids), at_once)
         ]
-        return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return head.join(parts)
 
 
 class Experiments(NamedTuple):

@@ -3,7 +3,16 @@ import math
 import pytest
 import torch
 
-from tfbind_store.heads.blocks import Filip, FiLM, Hypergrid, QueryPool, log_average_exp
+from tfbind_store.heads.blocks import (
+    Filip,
+    FiLM,
+    Hypergrid,
+    QueryPool,
+    SqueezeExcite,
+    TokenAttention,
+    log_average_exp,
+    masked_mean,
+)
 
 
 class TestLogAverageExp:
@@ -38,6 +47,41 @@ class TestFilip:
                     expected = log_average_exp(cosines, temperature=0.05)
                     torch.testing.assert_close(got[0, head, n, pair], expected, rtol=1e-4, atol=1e-6)
 
+    @pytest.mark.parametrize("by_pair", [False, True])
+    def test_masked_tokens_are_not_there(self, by_pair):
+        torch.manual_seed(0)
+        filip = Filip(5, heads=2, head_dim=3, temperature=0.05)
+        dna, tokens = torch.randn(1, 4, 2 if by_pair else 1, 5), filip.project_tokens(torch.randn(1, 2, 6, 5))
+        mask = torch.tensor([[[True, False, True, True, False, False], [True] * 4 + [False] * 2]])
+        got = filip(dna, tokens, mask)
+        for pair in range(2):
+            own = dna[:, :, pair : pair + 1] if by_pair else dna
+            alone = filip(own, tokens[:, pair : pair + 1][:, :, :, mask[0, pair]])
+            torch.testing.assert_close(got[..., pair : pair + 1], alone)
+
+    def test_a_factor_without_residues_meets_the_null_token_alone(self):
+        torch.manual_seed(0)
+        filip = Filip(5, heads=2, head_dim=3, temperature=0.05)
+        dna, tokens = torch.randn(1, 4, 1, 5), filip.project_tokens(torch.randn(1, 1, 6, 5))
+        got = filip(dna, tokens, torch.zeros(1, 1, 6, dtype=torch.bool))
+        null_cosine = filip.cosines(dna, tokens)[0, 0, :, :, 0]
+        torch.testing.assert_close(got[0, :, :, 0], null_cosine)
+
+    def test_the_null_token_is_one_candidate_among_many_at_the_start(self):
+        # the reference's was not normalised: it took most of the weight in 34 % of the cells
+        torch.manual_seed(0)
+        filip = Filip(64, heads=32, head_dim=64, temperature=0.05)
+        cosines = filip.cosines(torch.randn(1, 8, 1, 64), filip.project_tokens(torch.randn(1, 1, 200, 64)))
+        share = (cosines / 0.05).softmax(-1)[..., 0]
+        assert (share > 0.5).float().mean() < 0.01
+
+    def test_dropout_leaves_out_tokens_in_training_only(self):
+        torch.manual_seed(0)
+        filip = Filip(5, heads=2, head_dim=3, temperature=0.05, dropout=0.5)
+        dna, tokens = torch.randn(1, 4, 1, 5), filip.project_tokens(torch.randn(1, 2, 6, 5))
+        assert not torch.equal(filip.train()(dna, tokens), filip.train()(dna, tokens))
+        assert torch.equal(filip.eval()(dna, tokens), filip.eval()(dna, tokens))
+
     def test_scaling_the_null_changes_nothing(self):
         torch.manual_seed(0)
         filip = Filip(5, heads=2, head_dim=3, temperature=0.05)
@@ -56,6 +100,59 @@ class TestFilip:
         filip = Filip(5, heads=2, head_dim=3, temperature=0.02)
         dna = torch.randn(1, 4, 1, 5) * 1e4
         assert filip(dna, filip.project_tokens(torch.randn(2, 6, 5) * 1e4).unsqueeze(0)).isfinite().all()
+
+
+class TestTokenAttention:
+    def test_is_softmax_over_real_tokens_by_hand(self):
+        torch.manual_seed(0)
+        block = TokenAttention(5, token_dim=4, heads=2, head_dim=3, dropout=0.0)
+        dna, tokens = torch.randn(5), torch.randn(3, 4)
+        mask = torch.tensor([True, True, False])
+        queries = block.to_queries(block.norm_dna(dna)).view(2, 3)
+        keys, values = block.to_keys_values(block.norm_token(tokens)).view(3, 2, 2, 3).unbind(1)
+        attended = []
+        for head in range(2):
+            weights = (keys[:2, head] @ queries[head] / 3**0.5).softmax(0)
+            attended.append(weights @ values[:2, head])
+        expected = dna + block.out(torch.cat(attended))
+        got = block(dna.view(1, 1, 1, 5), block.project(tokens.view(1, 1, 3, 4)), mask.view(1, 1, 3))
+        torch.testing.assert_close(got.flatten(), expected)
+
+    def test_without_a_real_token_it_is_finite(self):
+        block = TokenAttention(5, token_dim=4, heads=2, head_dim=3, dropout=0.0)
+        projected = block.project(torch.randn(1, 1, 3, 4))
+        assert block(torch.randn(1, 2, 1, 5), projected, torch.zeros(1, 1, 3, dtype=torch.bool)).isfinite().all()
+
+
+class TestSqueezeExcite:
+    def test_gate_is_a_sigmoid_of_context_and_the_mean_over_real_positions(self):
+        torch.manual_seed(0)
+        block = SqueezeExcite(3, context_dim=2)
+        x, context = torch.randn(1, 4, 3), torch.randn(1, 2)
+        mask = torch.tensor([[True, True, False, False]])
+        gate = block.to_gate(torch.cat([context[0], x[0, :2].mean(0)])).sigmoid()
+        torch.testing.assert_close(block(x, context, mask), x * gate)
+
+    def test_the_protein_reaches_its_own_gate_when_padded_with_zeros(self):
+        # the reference's mean was over the padding: always zero
+        torch.manual_seed(0)
+        block = SqueezeExcite(3, context_dim=2)
+        mask = torch.tensor([[True, True, False, False]])
+        x, context = torch.randn(1, 4, 3) * mask.unsqueeze(-1), torch.randn(1, 2)
+        gates = [block.gate(masked_mean(protein, mask), context) for protein in (x, 2 * x)]
+        assert not torch.allclose(*gates)
+
+    def test_padding_may_hold_anything(self):
+        torch.manual_seed(0)
+        block = SqueezeExcite(3, context_dim=2)
+        x, context = torch.randn(1, 4, 3), torch.randn(1, 2)
+        mask = torch.tensor([[True, True, False, False]])
+        spoilt = x.masked_fill(~mask.unsqueeze(-1), torch.nan)
+        torch.testing.assert_close(block(spoilt, context, mask)[:, :2], block(x, context, mask)[:, :2])
+
+
+def test_mean_of_no_positions_is_zero():
+    assert masked_mean(torch.randn(1, 3, 2), torch.zeros(1, 3, dtype=torch.bool)).tolist() == [[0.0, 0.0]]
 
 
 def test_film_is_the_identity_at_the_start():

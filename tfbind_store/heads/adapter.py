@@ -20,9 +20,11 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from tfbind_store.batch import Batch
 from tfbind_store.errors import ConfigError
-from tfbind_store.heads.base import Geometry, Head, HeadConfig, Pairs, register
+from tfbind_store.heads.base import Geometry, Head, HeadConfig, Intermediates, Pairs, register, strongest
 from tfbind_store.heads.blocks import MIN_TEMPERATURE, FeedForward, Filip, FiLM, Hypergrid, QueryPool, TokenAttention
+from tfbind_store.heads.products import Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,7 @@ class Adapter(Head):
     def __init__(self, config: AdapterConfig, geometry: Geometry) -> None:
         super().__init__(config, geometry)
         width, flat = config.width, config.n_queries * config.width
-        self.project_dna = nn.Linear(geometry.dna_dim, width)
+        self.project_dna = Linear(geometry.dna_dim, width)
         self.feed_dna = nn.Sequential(FeedForward(width, dropout=config.dropout), nn.LayerNorm(width))
         self.pool = QueryPool(geometry.protein_dim, width, n_queries=config.n_queries)
         self.feed_token = nn.Sequential(FeedForward(width, dropout=config.dropout), nn.LayerNorm(width))
@@ -82,14 +84,25 @@ class Adapter(Head):
         )
         self.pair_bias = nn.Linear(2 * width, 1)
         if config.tower_dim:
-            self.tower_dna = nn.Linear(width, config.tower_dim)
+            self.tower_dna = Linear(width, config.tower_dim)
             self.tower_pair = nn.Linear(2 * width, config.tower_dim)
         if config.filip_heads:
             self._build_filip(config, geometry)
 
+    @property
+    def blocks(self) -> list[TokenAttention]:
+        """The joint attention, by its own type."""
+        return cast(list[TokenAttention], list(self.joint))
+
     def _build_filip(self, config: AdapterConfig, geometry: Geometry) -> None:
         self.joint = nn.ModuleList(
-            TokenAttention(config.width, heads=config.attention_heads, dropout=config.dropout)
+            TokenAttention(
+                config.width,
+                token_dim=config.width,
+                heads=config.attention_heads,
+                head_dim=config.width // config.attention_heads,
+                dropout=config.dropout,
+            )
             for _ in range(config.joint_depth)
         )
         self.filip = Filip(
@@ -146,8 +159,28 @@ class Adapter(Head):
         if self.options.filip_heads:
             units, weights = rest[:2]
             bins = dna.unsqueeze(2)
-            for block in self.joint:
-                bins = block(bins, rest[2])
+            for block in self.blocks:
+                bins = block(bins, block.project(rest[2]))
             met = self.filip(bins, units) * rearrange(weights.float(), "g p h -> g h () p")
             logits = logits + met.sum(1)
         return logits.expand(-1, dna.shape[1], -1)
+
+    def intermediates(self, batch: Batch[Tensor]) -> Intermediates:
+        """Return the logits and what led to them; without FILIP there are only the weights of the residues."""
+        shares = self.pool.weights(self.protein_scale(batch.protein), batch.mask)[batch.factor_index]
+        found = Intermediates(self(batch), token_residues=shares)
+        if not self.options.filip_heads:
+            return found
+        parts = list(tensor.unsqueeze(1) for tensor in self.encode(batch))[1 + bool(self.options.tower_dim) :]
+        bins, attention = self.encode_dna(batch.dna).unsqueeze(2), []
+        for block in self.blocks:
+            projected = block.project(parts[2])
+            attention.append(block.attention(bins, projected).squeeze(1))
+            bins = block(bins, projected)
+        gate = None if self.grid is None else self.grid.gate(F.normalize(batch.context.float(), dim=-1))
+        return found._replace(
+            interactions=rearrange(self.filip(bins, parts[0]), "b h n () -> b n h"),
+            strongest=strongest(self.filip.cosines(bins, parts[0])),
+            attention=tuple(attention),
+            gate=None if gate is None else gate[batch.context_index],
+        )

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -27,6 +28,8 @@ from tfbind_store.errors import ConfigError
 
 Pairs = tuple[Tensor, ...]
 """What a head knows of each pair before it sees DNA: tensors whose first axis is the pair."""
+Factors = Tensor | tuple[Tensor, ...]
+"""What a head knows of each factor before it meets a context: first axis the factor."""
 
 
 class Geometry(NamedTuple):
@@ -44,6 +47,43 @@ class Scaling(NamedTuple):
     dna_std: Float[Tensor, " d"]
     protein_mean: Float[Tensor, " e"]
     protein_std: Float[Tensor, " e"]
+
+
+class Intermediates(NamedTuple):
+    """What a head saw on its way to the logits of some rows; None or empty where it has no such part.
+
+    Never made in training: some of these are far larger than the logits. For reading, not for gradients of training.
+    """
+
+    logits: Float[Tensor, "b n"]
+    interactions: Float[Tensor, "b n h"] | None = None
+    """FILIP: the pooled similarity of each head, before heads are weighed."""
+    strongest: Int[Tensor, "b n h"] | None = None
+    """FILIP: which token (`filip`: residue) is most alike to the bin in each head; -1 is the null token."""
+    token_residues: Float[Tensor, "b k l"] | None = None
+    """How much of each residue a token takes; None where tokens are the residues themselves."""
+    attention: tuple[Float[Tensor, "b a n k"], ...] = ()
+    """For each joint block: how much each bin takes of each token, by attention head."""
+    back_attention: tuple[Float[Tensor, "b a n k"], ...] = ()
+    """For each two-way block: how much each token takes of each bin; over the bins these add up to 1."""
+    gate: Float[Tensor, "b h o"] | None = None
+    """Hypergrid: what the context multiplies each cell of the mixing matrix by."""
+
+
+def strongest(
+    cosines: Float[Tensor, "b p h n k_plus"], mask: Bool[Tensor, "b k"] | None = None
+) -> Int[Tensor, "b n h"]:
+    """Return the token that each bin of a row is most alike to, of cosines whose first column is the null token's.
+
+    Examples
+    --------
+    >>> strongest(torch.tensor([0.5, 0.1, 0.2]).view(1, 1, 1, 1, 3)).item()
+    -1
+    """
+    found = cosines.squeeze(1)
+    if mask is not None:
+        found = found.masked_fill(~F.pad(mask, (1, 0), value=True)[:, None, None], -torch.inf)
+    return found.argmax(-1).transpose(1, 2) - 1
 
 
 class Standardise(nn.Module):
@@ -103,11 +143,11 @@ class Head(nn.Module):
 
     def encode_factors(
         self, protein: Float[Tensor, "f l e"], mask: Bool[Tensor, "f l"], subunit: Int[Tensor, "f l"]
-    ) -> Float[Tensor, "f *encoded"]:
+    ) -> Factors:
         """Read the residues of each distinct factor once."""
         raise NotImplementedError
 
-    def encode_pairs(self, factors: Float[Tensor, "p *encoded"], context: Float[Tensor, "p t"]) -> Pairs:
+    def encode_pairs(self, factors: Any, context: Float[Tensor, "p t"]) -> Pairs:
         """Meet each factor with its context; row i of both belong to pair i."""
         raise NotImplementedError
 
@@ -121,20 +161,26 @@ class Head(nn.Module):
 
     def encode(self, batch: Batch[Tensor]) -> Pairs:
         """Encode each distinct (factor, context) of a batch, given as aligned `factor_index` and `context_index`."""
-        factors = self.encode_factors(batch.protein, batch.mask, batch.subunit)
-        return self.encode_pairs(factors[batch.factor_index], batch.context[batch.context_index])
+        factors, own = self.encode_factors(batch.protein, batch.mask, batch.subunit), batch.factor_index
+        taken = tuple(part[own] for part in factors) if isinstance(factors, tuple) else factors[own]
+        return self.encode_pairs(taken, batch.context[batch.context_index])
+
+    @staticmethod
+    def join(parts: Sequence[Pairs]) -> Pairs:
+        """Return pairs that were encoded in several batches as one."""
+        return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
 
     def forward(self, batch: Batch[Tensor]) -> Float[Tensor, "b n"]:
         """Return one logit per bin of each row."""
-        n_contexts = batch.context.shape[0]
-        keys, row_pair = torch.unique(batch.factor_index * n_contexts + batch.context_index, return_inverse=True)
-        distinct = batch._replace(factor_index=keys // n_contexts, context_index=keys % n_contexts)
+        distinct, row_pair = distinct_pairs(batch)
         pairs = tuple(tensor[row_pair].unsqueeze(1) for tensor in self.encode(distinct))
         return self.interact(self.encode_dna(batch.dna), pairs).squeeze(-1)
 
-    def score_pairs(
-        self, dna: Float[Tensor, "k d"], pairs: Pairs, *, max_cells: int = 20_000
-    ) -> Float[Tensor, "k p"]:
+    def intermediates(self, batch: Batch[Tensor]) -> Intermediates:
+        """Return the logits and what led to them, as far as this head has parts that can be looked at."""
+        return Intermediates(self(batch))
+
+    def score_pairs(self, dna: Float[Tensor, "k d"], pairs: Pairs, *, max_cells: int = 20_000) -> Float[Tensor, "k p"]:
         """Return the logit of every bin with every encoded pair.
 
         Parameters
@@ -156,6 +202,13 @@ class Head(nn.Module):
     def settings(self) -> dict[str, Any]:
         """Return what `make_head` needs to build this head again, without its weights."""
         return {"head": self.name, "options": to_mapping(self.config), "geometry": self.geometry._asdict()}
+
+
+def distinct_pairs(batch: Batch[Tensor]) -> tuple[Batch[Tensor], Int[Tensor, " b"]]:
+    """Return a batch whose pairs are the distinct ones, and which of them each row is."""
+    n_contexts = batch.context.shape[0]
+    keys, row_pair = torch.unique(batch.factor_index * n_contexts + batch.context_index, return_inverse=True)
+    return batch._replace(factor_index=keys // n_contexts, context_index=keys % n_contexts), row_pair
 
 
 HEADS: dict[str, type[Head]] = {}

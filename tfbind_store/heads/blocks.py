@@ -8,7 +8,6 @@ answer for a factor whether or not longer factors pad it.
 
 from __future__ import annotations
 
-import math
 from typing import cast
 
 import torch
@@ -16,6 +15,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from tfbind_store.heads.products import Linear
 
 MIN_TEMPERATURE = 0.02
 
@@ -26,7 +27,7 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, *, dropout: float, mult: int = 2) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, mult * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(mult * dim, dim)
+            nn.LayerNorm(dim), Linear(dim, mult * dim), nn.GELU(), nn.Dropout(dropout), Linear(mult * dim, dim)
         )
 
     def forward(self, x: Float[Tensor, "*shape w"]) -> Float[Tensor, "*shape w"]:
@@ -48,10 +49,13 @@ class QueryPool(nn.Module):
 
     def forward(self, residues: Float[Tensor, "f l e"], mask: Bool[Tensor, "f l"]) -> Float[Tensor, "f k w"]:
         """Return the tokens of each factor."""
-        similarity = torch.einsum("fle,ke->fkl", residues, self.queries).float()
-        similarity = similarity.masked_fill(~mask.unsqueeze(1), torch.finfo(similarity.dtype).min)
-        pooled = similarity.softmax(-1).to(residues.dtype) @ residues
+        pooled = self.weights(residues, mask).to(residues.dtype) @ residues
         return cast(Tensor, self.to_token(pooled)) + self.offset
+
+    def weights(self, residues: Float[Tensor, "f l e"], mask: Bool[Tensor, "f l"]) -> Float[Tensor, "f k l"]:
+        """Return how much of each residue a token takes; they add up to 1 over the real ones."""
+        similarity = torch.einsum("fle,ke->fkl", residues, self.queries).float()
+        return similarity.masked_fill(~mask.unsqueeze(1), torch.finfo(similarity.dtype).min).softmax(-1)
 
 
 class FiLM(nn.Module):
@@ -69,36 +73,95 @@ class FiLM(nn.Module):
         return cast(Tensor, x * (1 + gamma) + beta)
 
 
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate that context and the mean over real positions decide.
+
+    Notes
+    -----
+    The reference's masked mean kept the padding and dropped the residues, so that a protein never reached its gate.
+    """
+
+    def __init__(self, dim: int, *, context_dim: int) -> None:
+        super().__init__()
+        self.to_gate = nn.Linear(context_dim + dim, dim)
+
+    def forward(
+        self, x: Float[Tensor, "p k w"], context: Float[Tensor, "p t"], mask: Bool[Tensor, "p k"] | None = None
+    ) -> Float[Tensor, "p k w"]:
+        """Return `x` times each pair's gate."""
+        gated: Tensor = x * self.gate(masked_mean(x, mask), context).unsqueeze(1)
+        return gated
+
+    def gate(self, mean: Float[Tensor, "*shape w"], context: Float[Tensor, "*shape t"]) -> Float[Tensor, "*shape w"]:
+        """Return the gate of each channel, between 0 and 1."""
+        return cast(Tensor, self.to_gate(torch.cat([context.to(mean.dtype), mean], dim=-1))).sigmoid()
+
+
+def masked_mean(x: Float[Tensor, "p k w"], mask: Bool[Tensor, "p k"] | None) -> Float[Tensor, "p w"]:
+    """Return the mean over real positions, zero where there are none; padding may hold anything.
+
+    Examples
+    --------
+    >>> masked_mean(torch.tensor([[[1.0], [3.0], [9.0]]]), torch.tensor([[True, True, False]]))
+    tensor([[2.]])
+    """
+    if mask is None:
+        return x.mean(1)
+    kept = x.masked_fill(~mask.unsqueeze(-1), 0.0)
+    return kept.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
 class TokenAttention(nn.Module):
     """Bins attend to the tokens of a factor: the sequence side of a joint cross-attention block.
 
     Notes
     -----
-    The reference's block also lets residues attend to bins. That couples the bins of a row: a bin's score would
-    depend on which others were asked for with it. Here it may not, so that dense and row-wise scores agree.
+    The reference's block also lets residues attend to bins (`joint.JointBlock`). That couples the bins of a row: a
+    bin's score would depend on which others were asked for with it. In a head of stored bins it may not, so that dense
+    and row-wise scores agree.
     """
 
-    def __init__(self, dim: int, *, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, *, token_dim: int, heads: int, head_dim: int, dropout: float) -> None:
         super().__init__()
-        assert dim % heads == 0, "width must be a multiple of the attention heads"
         self.heads = heads
-        self.norm_dna, self.norm_token = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.to_queries = nn.Linear(dim, dim, bias=False)
-        self.to_keys_values = nn.Linear(dim, 2 * dim, bias=False)
-        self.out = nn.Linear(dim, dim)
+        self.norm_dna, self.norm_token = nn.LayerNorm(dim), nn.LayerNorm(token_dim)
+        self.to_queries = Linear(dim, heads * head_dim, bias=False)
+        self.to_keys_values = Linear(token_dim, 2 * heads * head_dim, bias=False)
+        self.out = Linear(heads * head_dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, dna: Float[Tensor, "g n q w"], tokens: Float[Tensor, "g p k w"]) -> Float[Tensor, "g n p w"]:
+    def project(self, tokens: Float[Tensor, "*pairs k t"]) -> Float[Tensor, "*pairs h k two_v"]:
+        """Return keys and values of each token, side by side; done once per pair."""
+        split = rearrange(self.to_keys_values(self.norm_token(tokens)), "... k (two h v) -> ... h k (two v)",
+                          two=2, h=self.heads)  # fmt: skip
+        return cast(Tensor, split)
+
+    def attention(
+        self,
+        dna: Float[Tensor, "g n q w"],
+        projected: Float[Tensor, "g p h k two_v"],
+        mask: Bool[Tensor, "g p k"] | None = None,
+    ) -> Float[Tensor, "g p h n k"]:
+        """Return how much each bin takes of each token; they add up to 1 over the real ones."""
+        keys = projected.chunk(2, dim=-1)[0]
+        queries: Tensor = rearrange(self.to_queries(self.norm_dna(dna)), "g n q (h v) -> g q h n v", h=self.heads)
+        queries = queries.expand(-1, keys.shape[1], -1, -1, -1)
+        similarity = (queries @ keys.transpose(-1, -2)).float() * float(keys.shape[-1]) ** -0.5
+        if mask is not None:
+            lowest = torch.finfo(similarity.dtype).min
+            similarity = similarity.masked_fill(~rearrange(mask, "g p k -> g p () () k"), lowest)
+        return similarity.softmax(-1)
+
+    def forward(
+        self,
+        dna: Float[Tensor, "g n q w"],
+        projected: Float[Tensor, "g p h k two_v"],
+        mask: Bool[Tensor, "g p k"] | None = None,
+    ) -> Float[Tensor, "g n p w"]:
         """Return each bin as each pair sees it; `q` is 1 before the first block, afterwards the number of pairs."""
-        queries = rearrange(self.to_queries(self.norm_dna(dna)), "g n q (h w) -> g n q h w", h=self.heads)
-        keys, values = rearrange(
-            self.to_keys_values(self.norm_token(tokens)), "g p k (two h w) -> two g p k h w", two=2, h=self.heads
-        )
-        queries = queries.expand(-1, -1, tokens.shape[1], -1, -1)
-        similarity = torch.einsum("gnphw,gpkhw->gnphk", queries, keys).float() * keys.shape[-1] ** -0.5
-        attention = self.dropout(similarity.softmax(-1)).to(values.dtype)
-        attended = torch.einsum("gnphk,gpkhw->gnphw", attention, values)
-        return cast(Tensor, dna + self.out(rearrange(attended, "g n p h w -> g n p (h w)")))
+        values = projected.chunk(2, dim=-1)[1]
+        attended = self.dropout(self.attention(dna, projected, mask)).to(values.dtype) @ values
+        return cast(Tensor, dna + self.out(rearrange(attended, "g p h n v -> g n p (h v)")))
 
 
 def log_average_exp(
@@ -129,37 +192,78 @@ class Filip(nn.Module):
     and hid the protein in a third of the cells.
     """
 
-    def __init__(self, dim: int, *, heads: int, head_dim: int, temperature: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        *,
+        heads: int,
+        head_dim: int,
+        temperature: float,
+        token_dim: int | None = None,
+        dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         assert temperature >= MIN_TEMPERATURE, "exp(1 / temperature) must stay far below the largest fp32 number"
-        self.heads, self.temperature = heads, temperature
-        self.from_dna = nn.Linear(dim, heads * head_dim)
-        self.from_token = nn.Linear(dim, heads * head_dim)
+        self.heads, self.temperature, self.dropout = heads, temperature, dropout
+        self.from_dna = Linear(dim, heads * head_dim)
+        self.from_token = Linear(token_dim or dim, heads * head_dim)
         self.null = nn.Parameter(torch.randn(heads, head_dim))
 
-    def project_tokens(self, tokens: Float[Tensor, "p k w"]) -> Float[Tensor, "p h k v"]:
+    def project_tokens(self, tokens: Float[Tensor, "*pairs k t"]) -> Float[Tensor, "*pairs h k v"]:
         """Return each token as a unit vector per head; done once per pair."""
-        return F.normalize(rearrange(self.from_token(tokens), "p k (h v) -> p h k v", h=self.heads).float(), dim=-1)
+        split: Tensor = rearrange(self.from_token(tokens), "... k (h v) -> ... h k v", h=self.heads)
+        return F.normalize(split.float(), dim=-1)
 
-    def forward(self, dna: Float[Tensor, "g n q w"], tokens: Float[Tensor, "g p h k v"]) -> Float[Tensor, "g h n p"]:
-        """Return one similarity per head; `q` is 1 where the bins do not know the pair, else the number of pairs."""
-        bins = F.normalize(rearrange(self.from_dna(dna), "g n q (h v) -> g h n q v", h=self.heads).float(), dim=-1)
+    def forward(
+        self,
+        dna: Float[Tensor, "g n q w"],
+        tokens: Float[Tensor, "g p h k v"],
+        mask: Bool[Tensor, "g p k"] | None = None,
+    ) -> Float[Tensor, "g h n p"]:
+        """Return one similarity per head; `q` is 1 where the bins do not know the pair, else the number of pairs.
+
+        In training each token is left out with probability `dropout`; the null token never is.
+        """
+        bins = self._project_bins(dna)
+        if self.training and self.dropout:
+            kept = torch.rand(*tokens.shape[:2], tokens.shape[3], device=tokens.device) >= self.dropout
+            mask = kept if mask is None else mask & kept
         # the temperature makes small errors large: autocast may not touch the similarities
-        with torch.autocast(bins.device.type, enabled=False):
-            return self._pooled(bins, tokens)
+        with torch.autocast("cpu" if bins.is_meta else bins.device.type, enabled=False):
+            return self._pooled(bins, tokens, mask)
 
-    def _pooled(self, bins: Float[Tensor, "g h n q v"], tokens: Float[Tensor, "g p h k v"]) -> Float[Tensor, "g h n p"]:
+    def cosines(
+        self, dna: Float[Tensor, "g n q w"], tokens: Float[Tensor, "g p h k v"]
+    ) -> Float[Tensor, "g p h n k_plus"]:
+        """Return what is pooled: the cosine of each bin with the null token, which comes first, and with each token."""
+        bins = rearrange(self._project_bins(dna), "g h n q v -> g q h n v").expand(-1, tokens.shape[1], -1, -1, -1)
+        nothing = torch.einsum("gphnv,hv->gphn", bins, F.normalize(self.null.float(), dim=-1))
+        return torch.cat([nothing.unsqueeze(-1), bins @ tokens.transpose(-1, -2)], dim=-1)
+
+    def _project_bins(self, dna: Float[Tensor, "g n q w"]) -> Float[Tensor, "g h n q v"]:
+        split = rearrange(self.from_dna(dna), "g n q (h v) -> g h n q v", h=self.heads)
+        return F.normalize(split.float(), dim=-1)
+
+    def _pooled(
+        self, bins: Float[Tensor, "g h n q v"], tokens: Float[Tensor, "g p h k v"], mask: Bool[Tensor, "g p k"] | None
+    ) -> Float[Tensor, "g h n p"]:
         bins = bins / self.temperature  # here, not on the much larger similarities
         nothing = torch.einsum("ghnqv,hv->ghnq", bins, F.normalize(self.null.float(), dim=-1))
-        n_tokens = tokens.shape[3]
-        if bins.shape[3] == 1:  # one product for all pairs and tokens
+        n_tokens, axis = tokens.shape[3], -1
+        if bins.shape[3] == 1:  # one product for all pairs and tokens, pairs last: sums over tokens add whole rows
             flat = rearrange(tokens, "g p h k v -> g h v (k p)")
             similarity = rearrange(bins.squeeze(3) @ flat, "g h n (k p) -> g h n k p", k=n_tokens)
+            axis = -2
         else:
-            similarity = torch.einsum("ghnpv,gphkv->ghnkp", bins, tokens)
+            by_pair = rearrange(bins, "g h n p v -> g p h n v") @ tokens.transpose(-1, -2)
+            similarity = rearrange(by_pair, "g p h n k -> g h n p k")
+        if mask is not None:
+            absent = rearrange(~mask, "g p k -> g () () k p" if axis == -2 else "g p k -> g () () p k")
+            similarity = similarity.masked_fill(absent, -torch.inf)
+        n_real = torch.full((1, 1), n_tokens, device=bins.device) if mask is None else mask.sum(-1)
         # cosines are bounded, so the exponentials cannot overflow and need no shift by their maximum: half the passes
-        total = similarity.exp().sum(-2) + nothing.exp()
-        return self.temperature * (total.log() - math.log(n_tokens + 1))
+        total = similarity.exp().sum(axis) + nothing.exp()
+        return self.temperature * (total.log() - rearrange((n_real + 1).float().log(), "g p -> g () () p"))
 
 
 class Hypergrid(nn.Module):
@@ -173,5 +277,8 @@ class Hypergrid(nn.Module):
 
     def grid(self, context: Float[Tensor, "p t"]) -> Float[Tensor, "p h h"]:
         """Return the gated matrix of each pair."""
-        gate = self.to_gate(context).sigmoid()
-        return cast(Tensor, self.weight * rearrange(gate, "p (i o) -> p i o", i=self.heads))
+        return self.weight * self.gate(context)
+
+    def gate(self, context: Float[Tensor, "p t"]) -> Float[Tensor, "p h h"]:
+        """Return what each cell of the matrix is multiplied by, between 0 and 1."""
+        return cast(Tensor, rearrange(self.to_gate(context).sigmoid(), "p (i o) -> p i o", i=self.heads))
