@@ -150,7 +150,8 @@ class TokenAttention(nn.Module):
         if mask is not None:
             lowest = torch.finfo(similarity.dtype).min
             similarity = similarity.masked_fill(~rearrange(mask, "g p k -> g p () () k"), lowest)
-        return similarity.softmax(-1)
+        weights: Tensor = similarity.softmax(-1)
+        return weights
 
     def forward(
         self,
