@@ -11,7 +11,8 @@ from tfbind_store.loci import Grid, Tiling
 from tfbind_store.query import negatives
 from tfbind_store.query.ground import RowPlacer, make_ground
 from tfbind_store.query.labels import Intervals, LabelRule, Truth
-from tfbind_store.query.negatives import Groups, NegativeRule
+from tfbind_store.query.negatives import NegativeRule
+from tfbind_store.query.pools import NEGATIVES, Groups
 
 TILING = Tiling.over(Grid(window_bp=60, n_bins=4, bin_bp=10), {"a": 155, "b": 95})
 # chromosome a: windows 0..3, bins 0..15; chromosome b: windows 4..6, bins 16..25 real
@@ -79,7 +80,7 @@ def make(peaks, n_bins, margin_bp, seed):
         peaks=peaks,
         relaxed=none,
         exclusions=none,
-        chrom_part=np.array([0, 2], dtype=np.int8),
+        stratum=np.where(np.arange(TILING.n_bins) < 16, 0, 2).astype(np.int16),
         placer=placer(n_bins, seed=seed),
         margin_bp=margin_bp,
         seed=seed,
@@ -90,18 +91,19 @@ def make(peaks, n_bins, margin_bp, seed):
 @given(PEAKS, st.integers(1, 4), st.sampled_from([0, 10]), st.integers(0, 5), st.sampled_from(["random", "scoped"]))
 def test_a_shortfall_means_that_every_acceptable_bin_was_taken(peaks, n_bins, margin_bp, seed, kind):
     ground = make(peaks, n_bins, margin_bp, seed)
-    groups = Groups(np.array([0, 1, 2, 3, 3]), np.array([0, 2, 2, 0, 2], dtype=np.int8), np.array([9, 3, 4, 2, 50]))
+    groups = Groups(np.array([0, 1, 2, 3, 3]), np.array([0, 2, 2, 0, 2]), np.array([9, 3, 4, 2, 50]))
     found = negatives.sample(ground, groups, NegativeRule(kind, 1.0), taken=np.empty(0, np.int64))
-    pools = negatives.NEGATIVES[kind](ground, groups)
+    pools = next(NEGATIVES[kind](ground, groups, groups.positives))
     for group in range(5):
-        pool = pools.bins[pools.offset[pools.pool[group]] : pools.offset[pools.pool[group] + 1]]
+        size = int(pools.size[group])
+        pool = pools.at(np.full(size, group), np.arange(size))
         experiment = np.full(len(pool), groups.experiment_id[group])
         good = pool[ground.accepts(experiment, pool, ground.placer.first_bins(experiment, pool))]
         mine = found.rows.anchor[found.group == group]
         assert set(mine.tolist()) <= set(good.tolist())
         assert len(set(mine.tolist())) == len(mine) == min(len(good), groups.positives[group])
         assert found.missing[group] == groups.positives[group] - len(mine)
-        assert (TILING.window_chrom(mine // 4) == (0 if groups.part[group] == 0 else 1)).all()
+        assert (TILING.window_chrom(mine // 4) == (0 if groups.stratum[group] == 0 else 1)).all()
 
 
 def test_a_twin_s_peaks_are_one_s_own():
@@ -112,7 +114,7 @@ def test_a_twin_s_peaks_are_one_s_own():
 
 def test_taken_anchors_are_not_taken_again():
     ground = make([], 1, 0, 0)
-    groups = Groups(np.array([1]), np.array([0], dtype=np.int8), np.array([16]))
+    groups = Groups(np.array([1]), np.array([0]), np.array([16]))
     taken = np.sort(TILING.n_bins + np.arange(10))
     found = negatives.sample(ground, groups, NegativeRule("random", 1.0), taken=taken)
     assert sorted(found.rows.anchor.tolist()) == [10, 11, 12, 13, 14, 15]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.query.world import World, busy_world, random_sequence
 from tfbind_store.errors import ConfigError, LeakError, SelectionError, SqlError, TfbindError
 from tfbind_store.loci import Grid
-from tfbind_store.query import splits
+from tfbind_store.query.kinship import Kinship
 from tfbind_store.query.labels import load_truth
 from tfbind_store.query.selection import Selection, SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
@@ -276,7 +276,7 @@ class TestSplits:
         assert selection.info["parts"]["train"]["factors"] == ["CTCF", "SOX2-POU5F1"]
         assert {leak["kind"] for leak in selection.info["leaks"]} == {"gene", "sequence"}
         # the check looks at the rows: it finds what a mistake in holding out would let through
-        monkeypatch.setattr(splits, "_kin", lambda name, *_: {name})
+        monkeypatch.setattr(Kinship, "kin", lambda _, kind, name, **__: {name})
         with pytest.raises(LeakError, match="training rows of SOX2-POU5F1 share the gene SOX2 with held-out SOX2"):
             make_selection(store, "leaks", SelectionConfig(split=split))
         assert "leaks" not in store.selections()
@@ -334,7 +334,7 @@ class TestFile:
         selection, table = rows_of(store, n_bins=2)
         assert list(table) == [
             "row", "window", "bin", "n_bins", "experiment", "factor", "context", "label", "weight", "read_value",
-            "split", "kind", "holdout",
+            "split", "kind", "holdout", "fold_place", "fold_factor", "fold_biotype",
         ]  # fmt: skip
         assert table["row"].tolist() == list(range(table.n))
         assert table["label"].shape == (table.n, 2)

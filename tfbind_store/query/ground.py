@@ -1,7 +1,9 @@
 """The ground that rows stand on: where a row fits, and which bins may be negatives of which experiment.
 
 A row is placed around an *anchor* bin (a summit's bin, or an unbound one) inside its *room*: the longest stretch of
-bins around the anchor that lies in one chromosome and in windows that are not all N. Keys are those of ``labels``.
+bins around the anchor that lies in one chromosome, in one stratum of places (``places``), and in windows that are not
+all N. What is forbidden is kept per *group*, all experiments of one factor in one biotype, on a number line of its own:
+``group * n_bins + global_bin``.
 """
 
 from __future__ import annotations
@@ -10,32 +12,37 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Int8, Int64
+from jaxtyping import Bool, Int16, Int64, Integer
 
 from tfbind_store.loci import Tiling
 from tfbind_store.query import draws
 from tfbind_store.query.labels import Intervals, Truth
-from tfbind_store.query.stretches import Stretches, bin_spans
+from tfbind_store.query.stretches import Stretches, bin_spans, covered
 
 
 @dataclass(frozen=True)
 class RowPlacer:
-    """Places rows of `n_bins` bins around anchors, inside a chromosome and inside windows that are embedded."""
+    """Places rows of `n_bins` bins around anchors, each inside the room that holds its anchor."""
 
-    room_first: Int64[np.ndarray, " windows"]
-    """First global bin that a row anchored in a window may cover."""
-    room_last: Int64[np.ndarray, " windows"]
-    """Last such bin; before the first where nothing fits."""
-    bins_per_window: int
+    first: Int64[np.ndarray, " rooms"]
+    """First global bin of each room, ascending."""
+    last: Int64[np.ndarray, " rooms"]
     n_bins: int
     jitter: float
     seed: int
 
     @classmethod
     def over(
-        cls, tiling: Tiling, empty: Bool[np.ndarray, " windows"], *, n_bins: int, jitter: float, seed: int
+        cls,
+        tiling: Tiling,
+        empty: Bool[np.ndarray, " windows"],
+        *,
+        n_bins: int,
+        jitter: float,
+        seed: int,
+        stratum: Int16[np.ndarray, " bins"] | None = None,
     ) -> RowPlacer:
-        """Find the room around every window of a genome.
+        """Find the rooms of a genome.
 
         Parameters
         ----------
@@ -43,23 +50,28 @@ class RowPlacer:
             Windows that are all N: nobody embeds them, no row may reach into them.
         jitter
             How far a row's centre may lie from its anchor, as a share of the row's bins.
+        stratum
+            Of each bin; rows do not cross from one to another, and there is no room in -1.
         """
-        chrom = tiling.window_chrom(np.arange(tiling.n_windows))
-        begins = np.ones(tiling.n_windows, dtype=bool)
-        begins[1:] = (chrom[1:] != chrom[:-1]) | (empty[1:] != empty[:-1])
-        run = np.cumsum(begins) - 1
-        first_window = np.flatnonzero(begins)
-        last_window = np.append(first_window[1:] - 1, tiling.n_windows - 1)
-        real = np.array([tiling.n_real_bins(index) for index in range(len(tiling.chroms))], dtype=np.int64)
-        chrom_last = tiling.first_window[:-1] * tiling.grid.n_bins + real - 1
-        first = first_window * tiling.grid.n_bins
-        last = np.minimum((last_window + 1) * tiling.grid.n_bins - 1, chrom_last[chrom[first_window]])
-        return cls(first[run], np.where(empty, -1, last[run]), tiling.grid.n_bins, n_bins, jitter, seed)
+        code = np.zeros(tiling.n_bins, dtype=np.int16) if stratum is None else np.array(stratum, dtype=np.int16)
+        code[np.repeat(empty, tiling.grid.n_bins)] = -1
+        begins = np.ones(tiling.n_bins, dtype=bool)
+        begins[1:] = code[1:] != code[:-1]
+        for chrom in range(len(tiling.chroms)):
+            bins = tiling.global_bins(chrom)
+            end = int(tiling.first_window[chrom + 1]) * tiling.grid.n_bins
+            code[int(bins[-1]) + 1 : end] = -1
+            begins[bins[0]] = True
+            if bins[-1] + 1 < tiling.n_bins:
+                begins[bins[-1] + 1] = True
+        first = np.flatnonzero(begins).astype(np.int64)
+        last = np.append(first[1:] - 1, tiling.n_bins - 1)
+        real = code[first] >= 0
+        return cls(first[real], last[real], n_bins, jitter, seed)
 
     def fits(self, anchor: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         """Return which anchors have room for a row."""
-        window = anchor // self.bins_per_window
-        first, last = self.room_first[window], self.room_last[window]
+        first, last = self._room(anchor)
         fits: Bool[np.ndarray, " n"] = (anchor >= first) & (anchor <= last) & (last - first + 1 >= self.n_bins)
         return fits
 
@@ -67,14 +79,30 @@ class RowPlacer:
         self, experiment_ids: Int64[np.ndarray, " n"], anchor: Int64[np.ndarray, " n"]
     ) -> Int64[np.ndarray, " n"]:
         """Return the first bin of each row: centred, moved by the seeded jitter, shifted back into its room."""
-        reach = int(self.n_bins * self.jitter)
-        moved = draws.below(draws.draw(self.seed, "jitter", experiment_ids, anchor), 2 * reach + 1) - reach
-        window = anchor // self.bins_per_window
-        first = anchor - self.n_bins // 2 + moved
-        inside: Int64[np.ndarray, " n"] = np.clip(
-            first, self.room_first[window], self.room_last[window] - self.n_bins + 1
-        )
+        wanted = self._wanted(experiment_ids, anchor)
+        first, last = self._room(anchor)
+        inside: Int64[np.ndarray, " n"] = np.clip(wanted, first, last - self.n_bins + 1)
         return inside
+
+    def shifted(
+        self, experiment_ids: Int64[np.ndarray, " n"], anchor: Int64[np.ndarray, " n"]
+    ) -> Bool[np.ndarray, " n"]:
+        """Return which rows were shifted back into their room."""
+        return np.asarray(self._wanted(experiment_ids, anchor) != self.first_bins(experiment_ids, anchor))
+
+    def _wanted(self, ids: Int64[np.ndarray, " n"], anchor: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        reach = int(self.n_bins * self.jitter)
+        centred = np.asarray(anchor, dtype=np.int64) - self.n_bins // 2
+        if not reach:
+            return centred
+        moved = draws.below(draws.draw(self.seed, "jitter", ids, anchor), 2 * reach + 1) - reach
+        return np.asarray(centred + moved)
+
+    def _room(self, anchor: Int64[np.ndarray, " n"]) -> tuple[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]]:
+        if not len(self.first):
+            return np.zeros(len(anchor), dtype=np.int64), np.full(len(anchor), -1, dtype=np.int64)
+        room = np.maximum(np.searchsorted(self.first, anchor, side="right") - 1, 0)
+        return self.first[room], self.last[room]
 
 
 @dataclass(frozen=True)
@@ -82,26 +110,34 @@ class Ground:
     """Everything that the kinds and the acceptance rule look at."""
 
     truth: Truth
-    factor_id: Int64[np.ndarray, " e"]
-    """Of each experiment of `truth`, as the next."""
+    group: Int64[np.ndarray, " e"]
+    """Of each experiment of `truth`: the same for all of one factor in one biotype."""
     biotype_id: Int64[np.ndarray, " e"]
-    chrom_part: Int8[np.ndarray, " chroms"]
+    stratum: Int16[np.ndarray, " bins"]
+    """Of each global bin's place; -1 where there are no rows."""
+    n_strata: int
     own: Stretches
-    """Keys that peaks of the experiment, or of its twins, touch or bind."""
+    """Keys that peaks of the group touch or bind."""
     near: Stretches
-    """Keys within the margin of those peaks and of relaxed peaks."""
+    """Keys within the margin of those peaks and of the group's relaxed peaks."""
     near_exclusion: Bool[np.ndarray, " bins"]
     placer: RowPlacer
     seed: int
+    acgt: Integer[np.ndarray, " bins"] | None = None
+    """Bases of each bin that are A, C, G or T; for negatives of like composition."""
+    gc: Integer[np.ndarray, " bins"] | None = None
+    """Bases of each bin that are G or C."""
 
     @cached_property
-    def bin_part(self) -> Int8[np.ndarray, " bins"]:
-        """The part of each global bin's chromosome; -1 where no row may be anchored."""
+    def anchor_stratum(self) -> Int16[np.ndarray, " bins"]:
+        """The stratum of each global bin; -1 where no negative may be anchored."""
         tiling = self.truth.tiling
-        part = np.repeat(self.chrom_part[self.truth.bin_chrom], tiling.grid.n_bins)
-        part[~self.truth.scorable | self.near_exclusion] = -1
-        part[~self.placer.fits(np.arange(tiling.n_bins, dtype=np.int64))] = -1
-        return part
+        stratum = self.stratum.copy()
+        stratum[~self.truth.scorable | self.near_exclusion] = -1
+        placer = self.placer
+        fitting = placer.last - placer.first + 1 >= placer.n_bins
+        stratum[~covered(placer.first[fitting], placer.last[fitting], tiling.n_bins)] = -1
+        return stratum
 
     @cached_property
     def bound_by_anyone(self) -> Bool[np.ndarray, " bins"]:
@@ -117,7 +153,7 @@ class Ground:
         first_bin: Int64[np.ndarray, " n"],
     ) -> Bool[np.ndarray, " n"]:
         """Return which rows may be negatives of their experiment."""
-        base = self.truth.place(experiment_id) * self.truth.tiling.n_bins
+        base = self.group[self.truth.place(experiment_id)] * self.truth.tiling.n_bins
         good: Bool[np.ndarray, " n"] = self.truth.codes(experiment_id, anchor)[:, 0] == 0
         good &= ~self.near_exclusion[anchor] & ~self.near.hold(base + anchor)
         good &= ~self.own.touched_by(base + first_bin, base + first_bin + self.placer.n_bins - 1)
@@ -132,59 +168,65 @@ def make_ground(
     peaks: Intervals,
     relaxed: Intervals,
     exclusions: Intervals,
-    chrom_part: Int8[np.ndarray, " chroms"],
+    stratum: Int16[np.ndarray, " bins"],
     placer: RowPlacer,
     margin_bp: int,
     seed: int,
+    chosen: Bool[np.ndarray, " e"] | None = None,
+    n_strata: int = 3,
+    acgt: Integer[np.ndarray, " bins"] | None = None,
+    gc: Integer[np.ndarray, " bins"] | None = None,
 ) -> Ground:
-    """Work out the forbidden stretches of every experiment.
+    """Work out the forbidden stretches of every group.
 
     Peaks of a twin (another experiment of the same factor in the same biotype) count as the experiment's own: the same
     input may not be bound in one row and unbound in another by chance of replication.
+
+    Parameters
+    ----------
+    chosen
+        Experiments that may get negatives, by default all; the others cost nothing.
     """
     tiling = truth.tiling
-    twins = _twins(factor_id, biotype_id)
-    place = truth.place(peaks.experiment_id)
-    touched = bin_spans(tiling, peaks.chrom_id, peaks.start_bp, peaks.end_bp)
-    wide = bin_spans(tiling, peaks.chrom_id, peaks.start_bp, peaks.end_bp, margin_bp=margin_bp)
-    relaxed_place = truth.place(relaxed.experiment_id)
-    relaxed_wide = bin_spans(tiling, relaxed.chrom_id, relaxed.start_bp, relaxed.end_bp, margin_bp=margin_bp)
-    bound_place, bound = np.divmod(truth.positive_keys, tiling.n_bins)
-    near_exclusion = np.zeros(tiling.n_bins, dtype=bool)
+    _, group = np.unique(np.stack([factor_id, biotype_id]), axis=1, return_inverse=True)
+    group = group.reshape(-1).astype(np.int64)
+    wanted = np.ones(len(group), dtype=bool) if chosen is None else np.isin(group, group[chosen])
+    peaks, relaxed = _of_places(truth, peaks, wanted), _of_places(truth, relaxed, wanted)
+    own = _stretches(truth, group, peaks, 0)
+    near = own
+    if margin_bp or len(relaxed.chrom_id):
+        near = _stretches(truth, group, peaks, margin_bp) if margin_bp else own
+        if len(relaxed.chrom_id):
+            lenient = _stretches(truth, group, relaxed, margin_bp)
+            ends = [np.concatenate(pair) for pair in ((near.first, lenient.first), (near.last, lenient.last))]
+            near = Stretches.merged(*ends)
     spans = bin_spans(tiling, exclusions.chrom_id, exclusions.start_bp, exclusions.end_bp, margin_bp=margin_bp)
-    for first, last in zip(spans.first.tolist(), spans.last.tolist(), strict=True):
-        near_exclusion[first : last + 1] = True
     return Ground(
         truth=truth,
-        factor_id=factor_id,
+        group=group,
         biotype_id=biotype_id,
-        chrom_part=chrom_part,
-        own=_for_twins(twins, tiling.n_bins, (place, touched.first, touched.last), (bound_place, bound, bound)),
-        near=_for_twins(
-            twins, tiling.n_bins, (place, wide.first, wide.last), (relaxed_place, relaxed_wide.first, relaxed_wide.last)
-        ),
-        near_exclusion=near_exclusion,
+        stratum=stratum,
+        n_strata=n_strata,
+        own=own,
+        near=near,
+        near_exclusion=covered(spans.first, spans.last, tiling.n_bins),
         placer=placer,
         seed=seed,
+        acgt=acgt,
+        gc=gc,
     )
 
 
-def _twins(factor_id: Int64[np.ndarray, " e"], biotype_id: Int64[np.ndarray, " e"]) -> list[np.ndarray]:
-    """Return for each experiment the places of all with its factor and biotype, itself among them."""
-    _, group = np.unique(np.stack([factor_id, biotype_id]), axis=1, return_inverse=True)
-    order = np.argsort(group.reshape(-1), kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(group.reshape(-1)))[:-1])
-    return [members[number] for number in group.reshape(-1).tolist()]
+def _of_places(truth: Truth, intervals: Intervals, wanted: Bool[np.ndarray, " e"]) -> Intervals:
+    if wanted.all():
+        return intervals
+    keep = wanted[truth.place(intervals.experiment_id)]
+    return Intervals(*(column[keep] for column in intervals))
 
 
-def _for_twins(twins: list[np.ndarray], n_bins: int, *spans: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Stretches:
-    """Return the stretches of (experiment's place, first, last) triples, given to every twin of the experiment."""
-    place = np.concatenate([span[0] for span in spans])
-    first, last = (np.concatenate([span[side] for span in spans]) for side in (1, 2))
-    n_twins = np.array([len(members) for members in twins], dtype=np.int64)
-    row = np.repeat(np.arange(len(place)), n_twins[place])
-    offset = np.arange(len(row)) - np.repeat(np.cumsum(n_twins[place]) - n_twins[place], n_twins[place])
-    starts = np.cumsum(n_twins) - n_twins
-    flat = np.concatenate([*twins, np.empty(0, np.int64)]).astype(np.int64)
-    base = flat[starts[place[row]] + offset] * n_bins
-    return Stretches.merged(base + first[row], base + last[row])
+def _stretches(truth: Truth, group: Int64[np.ndarray, " e"], intervals: Intervals, margin_bp: int) -> Stretches:
+    """Return what intervals touch, by group; a peak binds only bins that it touches, so these are among them."""
+    spans = bin_spans(truth.tiling, intervals.chrom_id, intervals.start_bp, intervals.end_bp, margin_bp=margin_bp)
+    base = group[truth.place(intervals.experiment_id)]
+    base *= truth.tiling.n_bins
+    return Stretches.merged(base + spans.first, base + spans.last)

@@ -25,6 +25,8 @@ from tfbind_store.query.stretches import Stretches, bin_spans, distinct, expand,
 from tfbind_store.store import Store
 
 NOT_LABELLED = -1
+_CODES_AT_ONCE = 1 << 20
+"""Labels that are looked up at once, so that memory stays bounded."""
 
 
 @dataclass(frozen=True)
@@ -122,16 +124,17 @@ class Truth:
         ids = np.asarray(experiment_ids, dtype=np.int64)
         assert (np.diff(ids) > 0).all(), "experiment ids must ascend"
         peaks = _of_experiments(peaks, ids)
-        which, global_bin = bound_bins(tiling, peaks, rule)
-        place = np.searchsorted(ids, np.asarray(peaks.experiment_id, np.int64))[which]
+        which, keys = bound_bins(tiling, peaks, rule)
+        place = np.searchsorted(ids, peaks.experiment_id)
+        place = place if rule.kind == "summit" else place[which]
+        keys += place * tiling.n_bins
         ambiguous = Stretches.of(np.empty(0, np.int64))
         if relaxed is not None and len(relaxed.chrom_id):
             relaxed = _of_experiments(relaxed, ids)
             spans = bin_spans(tiling, relaxed.chrom_id, relaxed.start_bp, relaxed.end_bp)
-            base = np.searchsorted(ids, np.asarray(relaxed.experiment_id, np.int64)) * tiling.n_bins
+            base = np.searchsorted(ids, relaxed.experiment_id) * tiling.n_bins
             ambiguous = Stretches.merged(base + spans.first, base + spans.last)
-        keys = distinct(place * tiling.n_bins + global_bin)
-        return cls(tiling, rule, ids, keys, ambiguous, np.asarray(labelled, bool), np.asarray(scorable, bool))
+        return cls(tiling, rule, ids, distinct(keys), ambiguous, np.asarray(labelled, bool), np.asarray(scorable, bool))
 
     def place(self, experiment_ids: Integer[np.ndarray, " n"] | Sequence[int]) -> Int64[np.ndarray, " n"]:
         """Return the place of each experiment; an unknown one is refused."""
@@ -158,15 +161,26 @@ class Truth:
 
         Bins that leave the chromosome of the row's first bin are -1.
         """
-        place = self.place(experiment_ids)[:, None]
-        first = np.asarray(first_bins, dtype=np.int64)
+        place, first = self.place(experiment_ids), np.asarray(first_bins, dtype=np.int64)
+        codes = np.empty((len(first), n_bins), dtype=np.int8)
+        at_once = max(1, _CODES_AT_ONCE // n_bins)
+        for begin in range(0, len(first), at_once):
+            part = slice(begin, begin + at_once)
+            codes[part] = self._codes(place[part, None], first[part], n_bins)
+        return codes
+
+    def _codes(
+        self, place: Int64[np.ndarray, "n 1"], first: Int64[np.ndarray, " n"], n_bins: int
+    ) -> Int8[np.ndarray, "n n_bins"]:
         bins = first[:, None] + np.arange(n_bins, dtype=np.int64)
         inside = (bins >= 0) & (bins < self.tiling.n_bins)
         safe = np.where(inside, bins, 0)
         chrom = self.bin_chrom[safe // self.tiling.grid.n_bins]
         keys = place * self.tiling.n_bins + safe
         codes = member(self.positive_keys, keys).astype(np.int8)
-        unknown = (codes == 0) & self.ambiguous.hold(keys)
+        unknown = np.zeros(codes.shape, dtype=bool)
+        if len(self.ambiguous.first):
+            unknown = (codes == 0) & self.ambiguous.hold(keys)
         unknown |= ~inside | ~self.scorable[safe] | ~self.labelled[place, chrom] | (chrom != chrom[:, :1])
         codes[unknown] = NOT_LABELLED
         return codes
@@ -243,5 +257,9 @@ def as_labels(codes: Int8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
 
 
 def _of_experiments(intervals: Intervals, experiment_ids: Int64[np.ndarray, " e"]) -> Intervals:
-    keep = np.isin(intervals.experiment_id, experiment_ids)
+    if not len(intervals.experiment_id):
+        return intervals
+    known = np.zeros(max(int(intervals.experiment_id.max()), int(experiment_ids.max(initial=0))) + 1, dtype=bool)
+    known[experiment_ids] = True
+    keep = known[intervals.experiment_id]
     return intervals if keep.all() else Intervals(*(column[keep] for column in intervals))

@@ -12,11 +12,13 @@ from jaxtyping import Bool, Integer
 
 from tfbind_store.catalog import Catalog
 from tfbind_store.columns import Columns
+from tfbind_store.errors import SelectionError
 from tfbind_store.loci import Tiling
-from tfbind_store.query.stretches import bin_spans
+from tfbind_store.query.stretches import bin_spans, covered
 from tfbind_store.store import Store
 
 _ACGT = 4  # codes below this are bases
+_BINS_AT_ONCE = 1 << 16
 
 _EXPERIMENTS = """
     SELECT e.experiment_id, e.experiment, e.factor_id, f.factor, f.has_protein, e.biotype_id, b.biotype,
@@ -28,8 +30,9 @@ _EXPERIMENTS = """
     ORDER BY e.experiment_id
 """
 _PEAKS = """
-    SELECT experiment_id, chrom_id, start_bp, end_bp, summit_bp, score
-    FROM data.peaks ORDER BY experiment_id, chrom_id, summit_bp, start_bp, end_bp, score
+    SELECT experiment_id, chrom_id, start_bp::INTEGER AS start_bp, end_bp::INTEGER AS end_bp,
+           summit_bp::INTEGER AS summit_bp, score
+    FROM data.peaks
 """
 _RELAXED = """
     SELECT experiment_id, chrom_id, start_bp, end_bp, start_bp AS summit_bp
@@ -52,6 +55,14 @@ _SUBUNITS = """
     LEFT JOIN data.proteins p USING (protein_id)
     ORDER BY f.factor_id, s.position
 """
+_PROTEINS = """
+    SELECT DISTINCT sha256, sequence FROM data.proteins JOIN data.factor_subunits USING (protein_id) ORDER BY sha256
+"""
+_LOCI = """
+    SELECT chrom_id, start_bp, end_bp, split FROM data.loci
+    WHERE set_name = $name ORDER BY chrom_id, start_bp, end_bp, split
+"""
+_LOCI_SETS = "SELECT DISTINCT set_name FROM data.loci ORDER BY 1"
 _SYNONYMS = "SELECT synonym, symbol FROM data.synonyms ORDER BY ALL"
 
 
@@ -61,7 +72,7 @@ def experiments(catalog: Catalog) -> Columns:
 
 
 def peaks(catalog: Catalog) -> Columns:
-    """Return every peak, by experiment and place."""
+    """Return every peak in the order of the table: tens of millions are not sorted again, and 4 bytes a number do."""
     return catalog.columns(_PEAKS)
 
 
@@ -124,6 +135,41 @@ def scorable_bins(tiling: Tiling, acgt: Integer[np.ndarray, " bins"], excluded: 
     """Return which global bins hold a base that is not N and touch no blacklist (`exclusions`)."""
     scorable: Bool[np.ndarray, " bins"] = np.asarray(acgt) > 0
     spans = bin_spans(tiling, excluded["chrom_id"], excluded["start_bp"], excluded["end_bp"])
-    for first, last in zip(spans.first.tolist(), spans.last.tolist(), strict=True):
-        scorable[first : last + 1] = False
-    return scorable
+    return np.asarray(scorable & ~covered(spans.first, spans.last, tiling.n_bins))
+
+
+def gc_per_bin(store: Store) -> Integer[np.ndarray, " bins"]:
+    """Return how many bases of each global bin are G or C."""
+    tiling, bin_bp = store.tiling, store.tiling.grid.bin_bp
+    counts = np.zeros(tiling.n_bins, dtype=np.int32)
+    for number, (chrom, length_bp) in enumerate(zip(tiling.chroms, tiling.lengths_bp, strict=True)):
+        bins = tiling.global_bins(number)
+        for begin in range(0, len(bins), _BINS_AT_ONCE):
+            part = bins[begin : begin + _BINS_AT_ONCE]
+            start, end = begin * bin_bp, min((begin + len(part)) * bin_bp, length_bp)
+            is_gc = np.zeros(len(part) * bin_bp, dtype=np.uint8)
+            codes = np.asarray(store.genome.codes(chrom, start, end))
+            is_gc[: end - start] = (codes ^ (codes >> 1)) & 1  # of codes 0 to 4 this is 1 for C (1) and G (2) only
+            counts[part] = is_gc.reshape(-1, bin_bp).sum(axis=1, dtype=np.int32)
+    return counts
+
+
+def proteins(catalog: Catalog) -> dict[str, str]:
+    """Return the sequences of all factors' subunits by their sha256."""
+    return {str(sha256): str(sequence) for sha256, sequence in catalog.rows(_PROTEINS)}
+
+
+def loci(catalog: Catalog, name: str) -> Columns:
+    """Return the loci of a named set with their splits.
+
+    Raises
+    ------
+    SelectionError
+        If there is no such set.
+    """
+    found = catalog.columns(_LOCI, {"name": name})
+    if not found.n:
+        known = [str(row[0]) for row in catalog.rows(_LOCI_SETS)]
+        fix = f"known: {', '.join(known)}" if known else "import one: tfbind import loci STORE BED NAME"
+        raise SelectionError(f"no set of loci {name!r}", where="split.loci", fix=fix)
+    return found

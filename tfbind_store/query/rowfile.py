@@ -32,9 +32,23 @@ COLUMNS = (
     "split",
     "kind",
     "holdout",
+    "fold_place",
+    "fold_factor",
+    "fold_biotype",
 )
 """Columns of ``rows.parquet``, in order; ``docs/format.md`` says what they mean."""
+FOLD_COLUMNS = COLUMNS[-3:]
 NAMED = {"split": SPLITS, "kind": KINDS, "holdout": HOLDOUTS}
+
+
+_IN_FOLD = " OR ".join(f"{name} = $fold" for name in FOLD_COLUMNS)
+_UNSEEN_BIT = " + ".join(f"({1 << axis} * ({name} = $fold)::INTEGER)" for axis, name in enumerate(FOLD_COLUMNS))
+_FOLDED = f"""
+    SELECT * REPLACE (
+        CASE WHEN {_IN_FOLD} THEN 'valid' ELSE split END AS split,
+        CASE WHEN {_IN_FOLD} THEN {list(HOLDOUTS)!r}[{_UNSEEN_BIT} + 1] ELSE holdout END AS holdout)
+    FROM read_parquet($path) WHERE NOT (split <> 'train' AND ({_IN_FOLD}))
+"""
 
 
 def write_rows(catalog: Catalog, path: Path, evidence: Evidence, table: RowTable) -> None:
@@ -51,6 +65,8 @@ def write_rows(catalog: Catalog, path: Path, evidence: Evidence, table: RowTable
         "split": table.split,
         "kind": table.kind,
         "holdout": table.holdout,
+        "weight": table.weight,
+        **{name: np.ascontiguousarray(table.folds[:, axis]) for axis, name in enumerate(FOLD_COLUMNS)},
         **{f"label_{place}": np.ascontiguousarray(codes) for place, codes in enumerate(table.labels.T)},
     }
     n_bins = table.labels.shape[1]
@@ -59,30 +75,47 @@ def write_rows(catalog: Catalog, path: Path, evidence: Evidence, table: RowTable
     sql = f"""
         SELECT (row_number() OVER () - 1)::BIGINT AS "row", "window"::INTEGER AS "window", bin::SMALLINT AS bin,
                {n_bins}::SMALLINT AS n_bins, experiment::INTEGER AS experiment, factor::INTEGER AS factor,
-               context::INTEGER AS context, [{labels}]::TINYINT[] AS label, 1::FLOAT AS weight,
+               context::INTEGER AS context, [{labels}]::TINYINT[] AS label, weight::FLOAT AS weight,
                read_value::FLOAT AS read_value, {names["split"]} AS split, {names["kind"]} AS kind,
-               {names["holdout"]} AS holdout
+               {names["holdout"]} AS holdout, fold_place::TINYINT AS fold_place,
+               fold_factor::TINYINT AS fold_factor, fold_biotype::TINYINT AS fold_biotype
         FROM row_numbers"""
     catalog.execute("SET threads = 1")
     with catalog.registered("row_numbers", {"window": numbers.pop("window"), **numbers}):
         catalog.to_parquet(sql, path)
 
 
-def read_rows(catalog: Catalog, path: Path, *, n_bins: int, split: str | None, names: Sequence[str] = ()) -> Columns:
-    """Return columns of the rows of one split, or of all, in file order; ``label`` as int8 [rows, n_bins]."""
+def read_rows(
+    catalog: Catalog,
+    path: Path,
+    *,
+    n_bins: int,
+    split: str | None,
+    names: Sequence[str] = (),
+    fold: int | None = None,
+) -> Columns:
+    """Return columns of the rows of one split, or of all, in file order; ``label`` as int8 [rows, n_bins].
+
+    Parameters
+    ----------
+    fold
+        Open this fold: what belongs to it on any axis is validation, and of an unseen place, factor or biotype; rows
+        that are of it and of the test part lie between the two and are left out.
+    """
     asked = list(names) or list(COLUMNS)
     unknown = sorted(set(asked) - set(COLUMNS))
     if unknown or split not in (None, *SPLITS):
         what = f"no column {unknown[0]!r}" if unknown else f"no split {split!r}"
         raise SelectionError(what, where=str(path), fix=f"one of {', '.join(COLUMNS if unknown else SPLITS)}")
+    source = "read_parquet(?)" if fold is None else f"({_FOLDED})"
+    params = [str(path)] if fold is None else {"path": str(path), "fold": fold}
     condition = "" if split is None else f" WHERE split = '{split}'"
     found = Columns()
     plain = [f'"{name}"' for name in asked if name != "label"]
     if plain:
-        found = catalog.columns(f"SELECT {', '.join(plain)} FROM read_parquet(?){condition}", [str(path)])
+        found = catalog.columns(f"SELECT {', '.join(plain)} FROM {source}{condition}", params)
     if "label" in asked:
-        sql = f"SELECT unnest(label) AS label FROM read_parquet(?){condition}"
-        codes = catalog.columns(sql, [str(path)])["label"]
+        codes = catalog.columns(f"SELECT unnest(label) AS label FROM {source}{condition}", params)["label"]
         found["label"] = codes.astype(np.int8).reshape(-1, n_bins)
     return Columns({name: found[name] for name in asked})
 

@@ -6,7 +6,11 @@ same store and config give the same bytes in ``rows.parquet``.
 
 Columns of ``rows.parquet``: row BIGINT, window INTEGER, bin SMALLINT (first bin, counted in the window; a row may go on
 into the next window), n_bins SMALLINT, experiment INTEGER, factor INTEGER, context INTEGER (the biotype's id), label
-TINYINT[] (1, 0, -1 not labelled), weight FLOAT, read_value FLOAT, split VARCHAR, kind VARCHAR, holdout VARCHAR.
+TINYINT[] (1, 0, -1 not labelled), weight FLOAT, read_value FLOAT, split VARCHAR, kind VARCHAR, holdout VARCHAR,
+fold_place, fold_factor, fold_biotype TINYINT (-1 for none).
+
+A selection with folds serves all of them: ``Selection.open(store, "cv@2")`` is fold 2 of ``cv`` and looks, to whoever
+trains on it or evaluates it, like any other selection. What is in fold 2 validates, the rest trains, test stays test.
 """
 
 from __future__ import annotations
@@ -19,14 +23,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int8, Int64
 
 from tfbind_store import config as configs
 from tfbind_store.catalog import Catalog
 from tfbind_store.columns import Columns
 from tfbind_store.errors import ConfigError, SelectionError, SqlError
 from tfbind_store.names import near_miss, path_safe_name
-from tfbind_store.query import describe, leaks, negatives, reads, rowfile, rows, splits
+from tfbind_store.query import describe, leaks, negatives, places, reads, rowfile, rows, splits
 from tfbind_store.query.declared import declared_signals
+from tfbind_store.query.folds import NO_FOLD
+from tfbind_store.query.kinship import Kinship, identities
 from tfbind_store.query.labels import LabelRule
 from tfbind_store.query.splits import SplitConfig
 from tfbind_store.store import Store
@@ -34,6 +41,7 @@ from tfbind_store.store import Store
 FORMAT_VERSION = 1
 ROWS_FILE, INFO_FILE = "rows.parquet", "selection.json"
 MAX_JITTER = 0.25
+ANCHOR_COLUMNS = ("experiment_id", "window_id", "bin", "score")
 _log = logging.getLogger(__name__)
 
 
@@ -60,11 +68,15 @@ class SelectionConfig:
     sample: float = 1.0
     """Share of the positives to take, chosen by the seed."""
     max_positives: int = 0
-    """At most so many positives per experiment in each split of the chromosomes; 0 means all."""
+    """At most so many positives per experiment in each split (and fold) of the places; 0 means all."""
+    balance: tuple[str, ...] = ()
+    """Weigh rows so that each ``factor``, each ``biotype``, or each pair of both has the same total in a split."""
+    kind_weights: Mapping[str, Any] = field(default_factory=dict)
+    """Weights by kind of row, ``{"random": 0.5}``; 1 where not given."""
     factors_need_protein: bool = True
     """Leave out experiments whose factor has no sequence, counted."""
     allow_leaks: tuple[str, ...] = ()
-    """Kinds of kinship (gene, sequence, treatment) that holding out shall not follow; recorded in the selection."""
+    """Kinds of leaks that are accepted, and of kinship that holding out shall not follow; recorded in the selection."""
     signals: str = ""
     """Array of signals, such as accessibility by biotype, that training and evaluation give beside the embeddings."""
     seed: int = 0
@@ -75,6 +87,14 @@ class SelectionConfig:
             raise ConfigError("n_bins must be at least 1, margin_bp and max_positives at least 0", where="selection")
         if not 0 <= self.jitter <= MAX_JITTER or not 0 < self.sample <= 1:
             raise ConfigError(f"jitter must be 0 to {MAX_JITTER}, sample above 0 and at most 1", where="selection")
+        for name in self.balance:
+            if name not in rows.BALANCE_COLUMNS:
+                fix = f"one or both of {', '.join(rows.BALANCE_COLUMNS)}"
+                raise ConfigError(f"cannot balance by {name!r}", where="selection.balance", fix=fix)
+        for kind, weight in self.kind_weights.items():
+            if kind not in rows.KINDS or not isinstance(weight, int | float) or not 0 <= weight < float("inf"):
+                fix = f"a number from 0 on for {', '.join(rows.KINDS)}"
+                raise ConfigError(f"weight {weight!r} of {kind!r}", where="selection.kind_weights", fix=fix)
 
     def choices(self) -> rows.RowChoices:
         """Return what decides the rows, texts parsed."""
@@ -86,6 +106,8 @@ class SelectionConfig:
             jitter=self.jitter,
             sample=self.sample,
             max_positives=self.max_positives,
+            balance=tuple(sorted(set(self.balance))),
+            kind_weights={kind: float(weight) for kind, weight in self.kind_weights.items()},
             seed=self.seed,
         )
 
@@ -127,24 +149,23 @@ def make_selection(
             fix="ask for fewer: --bins",
         )
     with store.reader() as catalog:
-        evidence = rows.gather(store, catalog)
+        evidence = rows.gather(store, catalog, with_gc=any(rule.kind == "gc" for rule in choices.negatives))
         chosen = choose(catalog, evidence, config)
-        synonyms = reads.synonyms(catalog)
-        factors = splits.identities(reads.subunits(catalog), synonyms)
+        kinship = load_kinship(catalog, config.split.identity)
         parts = splits.resolve(
             config.split,
-            chroms=store.tiling.chroms,
+            tiling=store.tiling,
             aliases=store.meta.aliases,
             experiments=chosen.experiments,
-            factors=factors,
-            synonyms=synonyms,
+            kinship=kinship,
             seed=config.seed,
+            loci=reads.loci(catalog, config.split.loci) if config.split.loci else None,
             allow_leaks=config.allow_leaks,
         )
         parts = _for_all(parts, evidence.experiments, chosen.experiments)
         built = rows.build(evidence, chosen.anchors, chosen.unbound, parts, choices)
         _require_rows(built, name)
-        found = find_row_leaks(evidence, built.rows, factors)
+        found = find_row_leaks(evidence, built.rows, parts.n_folds, kinship)
         leaks.refuse(found, config.allow_leaks, where=f"selection {name}")
         biotypes = chosen.experiments["biotype"].tolist()
         info = {
@@ -158,6 +179,12 @@ def make_selection(
     for cause, lost in info["dropped"].items():
         _log.info("selection %s: %d positives left out: %s", name, lost, cause)
     return SelectionReport(name, folder, info["rows"], info)
+
+
+def load_kinship(catalog: Catalog, identity: float) -> Kinship:
+    """Read who is kin to whom; paralogs are looked for when somebody asks."""
+    synonyms = reads.synonyms(catalog)
+    return Kinship(factors=identities(reads.subunits(catalog), synonyms), synonyms=synonyms)
 
 
 def _origin(store: Store, catalog: Catalog, name: str, config: SelectionConfig, sql: str) -> dict[str, Any]:
@@ -189,40 +216,50 @@ def choose(catalog: Catalog, evidence: rows.Evidence, config: SelectionConfig) -
     """Apply the WHERE: peaks become anchors, experiments without any peak are kept where it can be said of them."""
     condition = config.where.strip() or "TRUE"
     table, notes = evidence.experiments, []
-    wanted = ("experiment", "chrom", "summit", "score")
-    peaks = catalog.untrusted_where("peaks", condition, dict(config.params), columns=wanted, seconds=600, memory="4GB")
-    place_of = {experiment: place for place, experiment in enumerate(table["experiment"].tolist())}
-    place = np.array([place_of[experiment] for experiment in peaks["experiment"].tolist()], dtype=np.int64)
+    ids = table["experiment_id"].astype(np.int64)
+    found = _chosen_peaks(catalog, evidence, condition, config.params)
+    place = np.searchsorted(ids, found.experiment_id)
     try:
-        named = catalog.untrusted_where("experiments", condition, dict(config.params))["experiment"].tolist()
+        named = catalog.untrusted_where("experiments", condition, dict(config.params), columns=("experiment_id",))
+        empty = np.searchsorted(ids, named["experiment_id"])
     except SqlError:
-        named = []
+        empty = np.empty(0, dtype=np.int64)
         notes.append("the condition is about peaks: experiments without any peak are left out")
-    empty = np.array([place_of[experiment] for experiment in named], dtype=np.int64)
     empty = empty[table["n_peaks"][empty] == 0]
     dropped: dict[str, int] = {}
+    present = np.bincount(place, minlength=table.n) > 0
     if config.factors_need_protein:
         protein = table["has_protein"].astype(bool)
-        dropped["factor_without_protein"] = int((~protein[place]).sum())
-        peaks = Columns({key: column[protein[place]] for key, column in peaks.items()})
-        empty, place = empty[protein[empty]], place[protein[place]]
-    chrom_index = evidence.tiling.chrom_index
-    chrom = np.array([chrom_index[chrom] for chrom in peaks["chrom"].tolist()], dtype=np.int64)
-    address = evidence.tiling.address(chrom, peaks["summit"].astype(np.int64))
-    ids = table["experiment_id"].astype(np.int64)
-    anchors = rows.Anchors(
-        ids[place], address.window * evidence.tiling.grid.n_bins + address.bin, peaks["score"].astype(np.float32)
-    )
-    kept = np.union1d(place, empty)
+        if not protein[present].all():
+            keep = protein[place]
+            dropped["factor_without_protein"] = int((~keep).sum())
+            found = rows.Anchors(*(column[keep] for column in found))
+        empty, present = empty[protein[empty]], present & protein
+    kept = np.union1d(np.flatnonzero(present), empty)
     experiments = Columns({key: column[kept] for key, column in table.items()})
-    sql = f"SELECT DISTINCT {', '.join(wanted)} FROM peaks WHERE (\n{condition}\n)"
-    return Chosen(experiments, anchors, ids[empty], sql, {key: n for key, n in dropped.items() if n}, notes)
+    sql = f"SELECT {', '.join(ANCHOR_COLUMNS)} FROM peaks WHERE (\n{condition}\n)"
+    return Chosen(experiments, found, ids[empty], sql, dropped, notes)
 
 
-def find_row_leaks(
-    evidence: rows.Evidence, table: rows.RowTable, factors: Mapping[str, splits.FactorIdentity]
-) -> list[leaks.Leak]:
-    """Compare the names in training rows with those in rows of unseen factors and biotypes."""
+def _chosen_peaks(catalog: Catalog, evidence: rows.Evidence, condition: str, params: Mapping[str, Any]) -> rows.Anchors:
+    """Return the summits' bins of the peaks that a condition keeps."""
+    n_bins = evidence.tiling.grid.n_bins
+    peaks = catalog.untrusted_where(
+        "peaks", condition, dict(params), columns=ANCHOR_COLUMNS, distinct=False, seconds=600, memory="2GB"
+    )
+    address = peaks["window_id"].astype(np.int64)
+    address *= n_bins
+    address += peaks["bin"]
+    return rows.Anchors(peaks["experiment_id"].astype(np.int64), address, peaks["score"].astype(np.float32))
+
+
+def find_row_leaks(evidence: rows.Evidence, table: rows.RowTable, n_folds: int, kinship: Kinship) -> list[leaks.Leak]:
+    """Compare the names in training rows with those in rows of unseen factors and biotypes, in every fold too."""
+    views = [(None, table), *((fold, describe.opened(table, fold)) for fold in range(n_folds))]
+    return [leak for fold, view in views for leak in _leaks_of(evidence, view, kinship, fold)]
+
+
+def _leaks_of(evidence: rows.Evidence, table: rows.RowTable, kinship: Kinship, fold: int | None) -> list[leaks.Leak]:
     experiments = evidence.experiments
 
     def names(column: str, mask: np.ndarray) -> dict[str, int]:
@@ -241,32 +278,48 @@ def find_row_leaks(
         leaks.Side(
             names("factor", unseen["factor"][table.holdout]), names("biotype", unseen["biotype"][table.holdout])
         ),
-        factors=factors,
+        kinship=kinship,
         base_biotypes=bases,
+        fold=fold,
     )
 
 
 class Selection:
     """A selection that was written; use `open`."""
 
-    def __init__(self, store: Store, name: str, info: dict[str, Any]) -> None:
+    def __init__(self, store: Store, name: str, info: dict[str, Any], *, fold: int | None = None) -> None:
         self.store = store
-        self.name = name
-        self.info = info
-        """All of ``selection.json``."""
+        self.base_name = name
+        """Name without the fold."""
+        self.name = name if fold is None else f"{name}@{fold}"
+        self.fold = fold
+        """Number of the open fold, None where the selection is open as a whole."""
+        self.n_folds: int = info["folds"]["n"]
+        self._whole = info
+        self.info = info if fold is None else {**info, **info["folds"]["each"][fold]}
+        """All of ``selection.json``; with a fold open, what it says of rows is said of that fold."""
         self.config = configs.from_mapping(SelectionConfig, info["config"], where=f"selection {name}")
         self.path = Path(store.selection_dir(name)) / ROWS_FILE
         self.n_bins = self.config.n_bins
 
     @classmethod
-    def open(cls, store: Store, name: str) -> Selection:
-        """Open a selection of a store and check that its rows are those that were written.
+    def open(cls, store: Store, name: str, *, fold: int | None = None) -> Selection:
+        """Open a selection of a store, or one of its folds, and check that its rows are those that were written.
+
+        Parameters
+        ----------
+        name
+            ``cv``, or ``cv@2`` for fold 2 of it.
+        fold
+            The same, as a number from 0 on.
 
         Raises
         ------
         SelectionError
-            If there is none of this name, it belongs to another genome or grid, or its rows were changed.
+            If there is none of this name or no such fold, it belongs to another genome or grid, or its rows were
+            changed.
         """
+        name, fold = _fold_in(name, fold)
         folder = Path(store.selection_dir(path_safe_name(name)))
         if not (folder / INFO_FILE).is_file():
             close = near_miss(name, list(store.selections()))
@@ -288,7 +341,27 @@ class Selection:
             raise SelectionError("selection of another genome or grid", where=str(folder), fix="select again")
         if rowfile.sha256_of(folder / ROWS_FILE) != digest:
             raise SelectionError("rows.parquet is not what selection.json says", where=str(folder), fix="select again")
-        return cls(store, name, info)
+        n_folds = info["folds"]["n"]
+        if fold is not None and not 0 <= fold < n_folds:
+            fix = f"one of 0 to {n_folds - 1}" if n_folds else "give tfbind select --folds to have some"
+            raise SelectionError(f"no fold {fold}: the selection has {n_folds}", where=f"selection {name}", fix=fix)
+        return cls(store, name, info, fold=fold)
+
+    def folds(self) -> list[Selection]:
+        """Return every fold of the selection, opened; none where it has no folds."""
+        return [Selection(self.store, self.base_name, self._whole, fold=fold) for fold in range(self.n_folds)]
+
+    def place_parts(self) -> Int8[np.ndarray, " bins"]:
+        """Return the part of each global bin's place: 0 train, 1 valid, 2 test, -1 none; as the open fold has it."""
+        found = places.from_stretches(self.store.tiling, self.info["places"])
+        if self.fold is None:
+            return found.part
+        part: Int8[np.ndarray, " bins"] = np.where(found.fold == self.fold, np.int8(splits.VALID), found.part)
+        return part
+
+    def bins(self, split: str) -> Int64[np.ndarray, " n"]:
+        """Return the global bins of the places of one split: chromosomes, loci, or what of them a fold leaves."""
+        return np.flatnonzero(self.place_parts() == splits.SPLITS.index(split)).astype(np.int64)
 
     @property
     def held_out(self) -> dict[str, list[str]]:
@@ -317,16 +390,34 @@ class Selection:
     def columns(self, split: str | None = None, *, names: Sequence[str] = ()) -> Columns:
         """Return columns of the rows of one split, or of all, in file order; ``label`` as int8 [rows, n_bins]."""
         with self.store.reader() as catalog:
-            return rowfile.read_rows(catalog, self.path, n_bins=self.n_bins, split=split, names=names)
+            return rowfile.read_rows(catalog, self.path, n_bins=self.n_bins, split=split, names=names, fold=self.fold)
+
+
+def _fold_in(name: str, fold: int | None) -> tuple[str, int | None]:
+    """Take ``cv@2`` apart."""
+    base, at, number = name.rpartition("@")
+    if not at:
+        return name, fold
+    if not number.isdecimal() or (fold is not None and fold != int(number)):
+        raise SelectionError(f"no fold {number!r}", where=f"selection {name}", fix=f"write {base}@0 for its first fold")
+    return base, int(number)
 
 
 def _for_all(parts: splits.Parts, every: Columns, chosen: Columns) -> splits.Parts:
     """Return parts for all experiments; those that were not chosen have no rows, their part does not matter."""
     place = np.searchsorted(every["experiment_id"], chosen["experiment_id"])
-    factor = np.full(every.n, splits.TRAIN, dtype=np.int8)
-    biotype = factor.copy()
-    factor[place], biotype[place] = parts.factor, parts.biotype
-    return splits.Parts(parts.chrom, factor, biotype, parts.held_out)
+
+    def spread(mine: np.ndarray, rest: int) -> np.ndarray:
+        whole = np.full(every.n, rest, dtype=np.int8)
+        whole[place] = mine
+        return whole
+
+    return parts._replace(
+        factor=spread(parts.factor, splits.TRAIN),
+        biotype=spread(parts.biotype, splits.TRAIN),
+        factor_fold=spread(parts.factor_fold, NO_FOLD),
+        biotype_fold=spread(parts.biotype_fold, NO_FOLD),
+    )
 
 
 def _require_rows(built: rows.Built, name: str) -> None:

@@ -57,8 +57,10 @@ class Stretches:
         """
         if len(first) == 0:
             return cls(np.empty(0, np.int64), np.empty(0, np.int64))
-        order = np.argsort(first, kind="stable")
-        first, last = first[order].astype(np.int64), last[order].astype(np.int64)
+        first, last = np.asarray(first, dtype=np.int64), np.asarray(last, dtype=np.int64)
+        if (first[1:] < first[:-1]).any():
+            order = np.argsort(first, kind="stable")
+            first, last = first[order], last[order]
         reach = np.maximum.accumulate(last)
         begins = np.concatenate([[True], first[1:] > reach[:-1] + 1])
         ends = np.concatenate([begins[1:], [True]])
@@ -94,6 +96,19 @@ def expand(
     owner = np.repeat(np.arange(len(first), dtype=np.int64), lengths)
     offset = np.arange(len(owner), dtype=np.int64) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     return owner, first[owner] + offset
+
+
+def covered(first: Int64[np.ndarray, " n"], last: Int64[np.ndarray, " n"], n_bins: int) -> Bool[np.ndarray, " bins"]:
+    """Return which of `n_bins` bins lie in one of some stretches, which may overlap and stand in any order.
+
+    Examples
+    --------
+    >>> covered(np.array([1, 2]), np.array([2, 3]), 5).tolist()
+    [False, True, True, True, False]
+    """
+    steps = np.bincount(first, minlength=n_bins + 1) - np.bincount(last + 1, minlength=n_bins + 1)
+    inside: Bool[np.ndarray, " bins"] = np.cumsum(steps[:n_bins]) > 0
+    return inside
 
 
 def member(numbers: Int64[np.ndarray, " n"], asked: Int64[np.ndarray, "*k"]) -> Bool[np.ndarray, "*k"]:
