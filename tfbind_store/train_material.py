@@ -23,6 +23,8 @@ from tfbind_store.query.selection import Selection
 from tfbind_store.scoring import score_bins
 from tfbind_store.store import Store
 
+N_PARTS = 4
+"""Parts that a place may be in: none, train, valid, test."""
 _log = logging.getLogger(__name__)
 
 
@@ -78,8 +80,8 @@ def gather_material(
     readable = table["has_protein"].astype(bool)
     embedded = store.array(arrays.windows)
     chroms = [store.tiling.chrom_index[chrom] for chrom in selection.trained_on["chromosomes"]]
-    bins = np.concatenate([store.tiling.global_bins(chrom) for chrom in chroms])
-    bins = bins[truth.scorable[bins]]
+    bins = selection.bins("train")
+    bins = bins[truth.scorable[bins] & np.isin(truth.bin_chrom[bins // store.grid.n_bins], chroms)]
     is_ok = embedded.is_ok(bins // store.grid.n_bins)
     _warn_of_absent(store, arrays.windows, bins[~is_ok] // store.grid.n_bins)
     bins = bins[is_ok]
@@ -102,24 +104,31 @@ def _warn_of_absent(store: Store, name: str, windows: Int64[np.ndarray, " n"]) -
 def _validation(
     source: PairSource, selection: Selection, truth: Truth, every: Experiments, max_valid_bins: int
 ) -> Validation | None:
-    """Return the cells (chromosome x experiment) that hold validation rows."""
+    """Return the cells (what a chromosome has of one part of the places, x experiment) that hold validation rows."""
     store = source.store
-    table = selection.columns("valid", names=("window", "experiment"))
+    table = selection.columns("valid", names=("window", "bin", "experiment"))
     if not table.n:
         return None
-    chrom = store.tiling.window_chrom(table["window"].astype(np.int64))
-    cells = np.unique(np.stack([chrom, table["experiment"].astype(np.int64)]), axis=1)
+    parts = selection.place_parts()
+
+    def places(bins: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        return np.asarray(store.tiling.window_chrom(bins // store.grid.n_bins) * N_PARTS + parts[bins] + 1)
+
+    where = places(table["window"].astype(np.int64) * store.grid.n_bins + table["bin"])
+    cells = np.unique(np.stack([where, table["experiment"].astype(np.int64)]), axis=1)
     cells = cells[:, np.isin(cells[1], every.experiment_id)]
     experiments = every.take(np.searchsorted(every.experiment_id, np.unique(cells[1])))
-    bins = np.concatenate([store.tiling.global_bins(int(number)) for number in np.unique(cells[0])])
+    chroms = np.unique(cells[0] // N_PARTS).tolist()
+    bins = np.concatenate([store.tiling.global_bins(number) for number in chroms])
+    bins = bins[np.isin(places(bins), cells[0])]
     is_ok = store.array(source.arrays.windows).is_ok(bins // store.grid.n_bins)
     bins = bins[is_ok & truth.scorable[bins]]
     if len(bins) > max_valid_bins:
         bins = bins[np.linspace(0, len(bins) - 1, max_valid_bins).astype(np.int64)]
     labels = labels_of(truth, experiments, bins)
-    allowed = np.zeros((len(store.tiling.chroms), len(experiments.experiment_id)), dtype=bool)
+    allowed = np.zeros((len(store.tiling.chroms) * N_PARTS, len(experiments.experiment_id)), dtype=bool)
     allowed[cells[0], np.searchsorted(experiments.experiment_id, cells[1])] = True
-    labels[~allowed[store.tiling.window_chrom(bins // store.grid.n_bins)]] = np.nan
+    labels[~allowed[places(bins)]] = np.nan
     return Validation(experiments, bins, labels)
 
 

@@ -19,6 +19,7 @@ SPLITS = ("train", "valid", "test")
     examples=[
         "tfbind select yeast.store demo --test-chroms chrII --valid-chroms chrI --bins 4",
         "tfbind select yeast.store no_reb1 --hold-out factor=REB1 --where 'score > $least' -p least=1",
+        "tfbind select yeast.store cv --folds 2 --fold-by chrom --negatives gc:1,shifted:1",
         "tfbind select yeast.store demo --show",
     ],
 )
@@ -32,16 +33,36 @@ SPLITS = ("train", "valid", "test")
 @click.option("--train-chroms", metavar="LIST", help="Chromosomes to train on; all others if not given.")
 @click.option("--valid-chroms", metavar="LIST", help="Chromosomes that early stopping looks at.")
 @click.option("--test-chroms", metavar="LIST", help="Chromosomes that training never sees.")
-@click.option("--hold-out", multiple=True, metavar="KIND=NAME", help="factor=SOX2 or biotype=MCF-7. Repeatable.")
+@click.option("--split-loci", metavar="SET", help="Imported loci with a split each, in place of chromosomes.")
+@click.option("--split-trunk", metavar="ARRAY", help="Train where the trunk of this array was trained, test elsewhere.")
+@click.option(
+    "--overlap", metavar="WHAT", help="Training rows that read what held-out places read: drop or refuse.  [refuse]"
+)
+@click.option(
+    "--hold-out",
+    multiple=True,
+    metavar="KIND=NAME",
+    help="factor=SOX2, family=SOX2, domain=Homeodomain or biotype=MCF-7. Repeatable.",
+)
 @click.option(
     "--hold-out-random", multiple=True, metavar="RULE", help="Seeded choice: factor:20:min_peaks=100. Repeatable."
 )
 @click.option(
     "--hold-out-valid-share", type=float, help="Share of what is held out that validates instead.  [default: 0]"
 )
+@click.option("--folds", type=int, help="Divide the training part for cross-validation.")
+@click.option("--fold-by", metavar="LIST", help="chrom, loci, factor, family, biotype; several nest.  [default: chrom]")
+@click.option("--identity", type=float, help="Share of identical residues that makes paralogs.  [default: 0.4]")
 @click.option(
-    "--allow-leak", multiple=True, metavar="KIND", help="Do not follow this kinship: gene, sequence, treatment."
+    "--allow-leak",
+    multiple=True,
+    metavar="KIND",
+    help="Accept it, and say so in every report: gene, sequence, paralog, treatment, cell_name, window, "
+    "receptive_field, trunk.",
 )
+@click.option("--sample", type=float, help="Share of the positives to take.  [default: 1]")
+@click.option("--max-positives", type=int, help="At most so many per experiment and split.  [default: all]")
+@click.option("--balance", metavar="LIST", help="Weigh rows so that factors, biotypes, or both count alike.")
 @click.option("--margin-bp", type=int, help="Negatives keep this far from peaks.  [default: 512]")
 @click.option("--signals", metavar="NAME", help="Imported signals, such as ATAC by biotype, as a further input.")
 @click.option("--seed", type=int, help="Decides every draw.  [default: 0]")
@@ -61,7 +82,14 @@ def select(
     hold_out: tuple[str, ...],
     hold_out_random: tuple[str, ...],
     hold_out_valid_share: float | None,
+    split_loci: str | None,
+    split_trunk: str | None,
+    overlap: str | None,
+    folds: int | None,
+    fold_by: str | None,
+    identity: float | None,
     allow_leak: tuple[str, ...],
+    balance: str | None,
     config: Path | None,
     settings: tuple[str, ...],
     overwrite: bool,
@@ -88,12 +116,19 @@ def select(
         "hold_out": _by_kind(hold_out),
         "hold_out_random": list(hold_out_random),
         "hold_out_valid_share": hold_out_valid_share,
+        "loci": split_loci,
+        "trunk": split_trunk,
+        "overlap": overlap,
+        "folds": folds,
+        "fold_by": listed(fold_by),
+        "identity": identity,
     }
     given = {
         **plain,
         "params": _typed(key_values(params, option="-p")),
         "negatives": listed(negatives),
         "allow_leaks": list(allow_leak),
+        "balance": listed(balance),
         "split": {key: value for key, value in split.items() if value not in (None, [], {})},
     }
     chosen = configured(SelectionConfig, config, given, settings)
@@ -107,7 +142,7 @@ def _by_kind(hold_out: tuple[str, ...]) -> dict[str, list[str]]:
     for setting in hold_out:
         kind, equals, name = setting.partition("=")
         if not equals:
-            raise click.UsageError(f"--hold-out {setting}: write --hold-out factor=NAME or biotype=NAME")
+            raise click.UsageError(f"--hold-out {setting}: write --hold-out factor=NAME, or another kind before the =")
         names.setdefault(kind, []).append(name)
     return names
 
@@ -135,6 +170,10 @@ def _print(name: str, info: Mapping[str, Any], *, as_json: bool) -> None:
         held = sorted({*names["valid"], *names["test"]})
         if held:
             text.append(f"held out, {kind}: {', '.join(held)}")
+    text += [
+        f"fold {fold}: " + ", ".join(f"{sum(kinds.values()):,} {split}" for split, kinds in each["totals"].items())
+        for fold, each in enumerate(info["folds"]["each"])
+    ]
     text += [f"left out {count:,}: {_words(cause)}" for cause, count in info["dropped"].items() if count]
     text += [
         f"too few {kind} negatives: {lack['rows']:,} rows short in {lack['experiments']:,} experiments"

@@ -37,6 +37,8 @@ class Evidence(NamedTuple):
     experiments: Columns
     """All experiments, ascending by id (``reads.experiments``)."""
     peaks: Intervals
+    score: Float32[np.ndarray, " p"]
+    """Of each peak, NaN where it has none."""
     relaxed: Intervals
     exclusions: Intervals
     labelled: Bool[np.ndarray, "e chroms"]
@@ -127,6 +129,7 @@ def gather(store: Store, catalog: Catalog, *, with_gc: bool = False) -> Evidence
         tiling=store.tiling,
         experiments=experiments,
         peaks=Intervals(*(peaks[name] for name in Intervals._fields)),
+        score=peaks["score"].astype(np.float32),
         relaxed=Intervals(*(relaxed[name] for name in Intervals._fields)),
         exclusions=Intervals(
             nobody, exclusions["chrom_id"], exclusions["start_bp"], exclusions["end_bp"], exclusions["start_bp"]

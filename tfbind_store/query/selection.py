@@ -36,11 +36,13 @@ from tfbind_store.query.folds import NO_FOLD
 from tfbind_store.query.kinship import Kinship, identities
 from tfbind_store.query.labels import LabelRule
 from tfbind_store.query.splits import SplitConfig
+from tfbind_store.query.stretches import bin_spans
 from tfbind_store.store import Store
 
 FORMAT_VERSION = 1
 ROWS_FILE, INFO_FILE = "rows.parquet", "selection.json"
 MAX_JITTER = 0.25
+EVERYTHING = "TRUE"
 ANCHOR_COLUMNS = ("experiment_id", "window_id", "bin", "score")
 _log = logging.getLogger(__name__)
 
@@ -214,18 +216,19 @@ class Chosen(NamedTuple):
 
 def choose(catalog: Catalog, evidence: rows.Evidence, config: SelectionConfig) -> Chosen:
     """Apply the WHERE: peaks become anchors, experiments without any peak are kept where it can be said of them."""
-    condition = config.where.strip() or "TRUE"
+    condition = config.where.strip() or EVERYTHING
     table, notes = evidence.experiments, []
     ids = table["experiment_id"].astype(np.int64)
     found = _chosen_peaks(catalog, evidence, condition, config.params)
     place = np.searchsorted(ids, found.experiment_id)
-    try:
-        named = catalog.untrusted_where("experiments", condition, dict(config.params), columns=("experiment_id",))
-        empty = np.searchsorted(ids, named["experiment_id"])
-    except SqlError:
-        empty = np.empty(0, dtype=np.int64)
-        notes.append("the condition is about peaks: experiments without any peak are left out")
-    empty = empty[table["n_peaks"][empty] == 0]
+    empty = np.flatnonzero(table["n_peaks"] == 0)
+    if condition != EVERYTHING and len(empty):
+        try:
+            named = catalog.untrusted_where("experiments", condition, dict(config.params), columns=("experiment_id",))
+            empty = np.intersect1d(empty, np.searchsorted(ids, named["experiment_id"]))
+        except SqlError:
+            empty = empty[:0]
+            notes.append("the condition is about peaks: experiments without any peak are left out")
     dropped: dict[str, int] = {}
     present = np.bincount(place, minlength=table.n) > 0
     if config.factors_need_protein:
@@ -242,8 +245,13 @@ def choose(catalog: Catalog, evidence: rows.Evidence, config: SelectionConfig) -
 
 
 def _chosen_peaks(catalog: Catalog, evidence: rows.Evidence, condition: str, params: Mapping[str, Any]) -> rows.Anchors:
-    """Return the summits' bins of the peaks that a condition keeps."""
+    """Return the summits' bins of the peaks that a condition keeps; where it keeps all, they are read already."""
     n_bins = evidence.tiling.grid.n_bins
+    if condition == EVERYTHING:
+        spans = bin_spans(
+            evidence.tiling, evidence.peaks.chrom_id, evidence.peaks.summit_bp, evidence.peaks.summit_bp + 1
+        )
+        return rows.Anchors(evidence.peaks.experiment_id.astype(np.int64), spans.first, evidence.score)
     peaks = catalog.untrusted_where(
         "peaks", condition, dict(params), columns=ANCHOR_COLUMNS, distinct=False, seconds=600, memory="2GB"
     )
