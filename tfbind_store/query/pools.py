@@ -87,7 +87,8 @@ def shifted_pools(
     def at(pool: Int64[np.ndarray, " n"], place: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
         which, step = np.divmod(place, 2 * reach)
         moved = np.where(step < reach, step - reach, step - reach + 1)
-        return np.clip(groups.anchor[begin[pool] + which] + moved, 0, ground.truth.tiling.n_bins - 1)
+        bins = groups.anchor[begin[pool] + which] + moved
+        return np.asarray(np.clip(bins, 0, ground.truth.tiling.n_bins - 1))
 
     every = np.arange(len(count), dtype=np.int64)
     yield Pools(every, np.zeros_like(every), count * 2 * reach, at, wanted)
@@ -152,19 +153,19 @@ class _Parts(NamedTuple):
     """Positives of groups by class: how many lie in each cell ``group * n_kinds + kind`` that has any."""
 
     cells: Int64[np.ndarray, " p"]
-    count: Int64[np.ndarray, " p"]
+    number: Int64[np.ndarray, " p"]
     n_kinds: int
 
     def shares(self, wanted: Int64[np.ndarray, " g"]) -> Int64[np.ndarray, " p"]:
         """Divide what groups want among their cells in proportion, no row lost or added by rounding."""
         group = self.cells // self.n_kinds
-        total = np.bincount(group, weights=self.count, minlength=len(wanted)).astype(np.int64)
-        reached = np.cumsum(self.count)
-        before = reached - self.count
+        total = np.bincount(group, weights=self.number, minlength=len(wanted)).astype(np.int64)
+        reached = np.cumsum(self.number)
+        before = reached - self.number
         begins = np.concatenate([[True], group[1:] != group[:-1]]) if len(group) else np.empty(0, bool)
         base = np.repeat(before[begins], np.diff(np.append(np.flatnonzero(begins), len(group))))
         upto, since = reached - base, before - base
-        return wanted[group] * upto // total[group] - wanted[group] * since // total[group]
+        return np.asarray(wanted[group] * upto // total[group] - wanted[group] * since // total[group])
 
 
 def _parts_by_kind(groups: Groups, kind: Int16[np.ndarray, " a"], n_kinds: int) -> _Parts:

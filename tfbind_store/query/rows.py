@@ -370,7 +370,7 @@ def weigh(
         present = np.maximum((total > 0).sum(axis=1, keepdims=True), 1)
         factor = total.sum(axis=1, keepdims=True) / present / np.where(total > 0, total, 1)
         weight = weight * factor.reshape(-1)[cell]
-    return weight.astype(np.float32)
+    return np.asarray(weight, dtype=np.float32)
 
 
 def _within_cap(
