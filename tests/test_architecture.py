@@ -19,7 +19,7 @@ PACKAGE = Path(tfbind_store.__file__).parent
 LAYERS: list[list[set[str]]] = [
     [{"cli", "__main__"}],
     [{"demo", "demo_genome", "demo_checks"}],
-    [{"report"}, {"trainers", "track_trainer"}],
+    [{"report"}, {"trainers", "track_trainer"}, {"interpret", "contribution_files", "live_bins"}],
     [{"finetune", "finetune_config", "finetune_feed", "finetune_memory", "finetune_modes", "live_model"}],
     [{"pretrain", "track_feed", "trunk_forward"}],
     [
@@ -83,6 +83,9 @@ TORCH_ROOMS = {
     "cli",
     "demo",
     "report",
+    "interpret",
+    "contribution_files",
+    "live_bins",
     "finetune",
     "finetune_config",
     "finetune_feed",

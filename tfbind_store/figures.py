@@ -47,9 +47,17 @@ class Picture(NamedTuple):
 
 def draw(name: str, caption: str, paint: Callable[[Axes], None]) -> Picture:
     """Return the figure that `paint` draws on an empty pair of axes; the same input gives the same bytes."""
+    return draw_rows(name, caption, [paint], width_in=WIDTH_IN, row_in=HEIGHT_IN)
+
+
+def draw_rows(
+    name: str, caption: str, paints: Sequence[Callable[[Axes], None]], *, width_in: float, row_in: float
+) -> Picture:
+    """Return a figure of axes below each other, one for each of `paints`, all `row_in` inches high."""
     with mpl.rc_context({**_RC, "svg.hashsalt": name}):
-        figure = Figure(figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained")
-        paint(figure.add_subplot())
+        figure = Figure(figsize=(width_in, row_in * len(paints)), layout="constrained")
+        for row, paint in enumerate(paints):
+            paint(figure.add_subplot(len(paints), 1, row + 1))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tfbind_store.errors import ConfigError
 from tfbind_store.on_reading import FIELD
 from tfbind_store.precompute.alphabet import residues
-from tfbind_store.precompute.enformer import EnformerEmbedder, Trunk, one_hot, reverse_complement
+from tfbind_store.precompute.enformer import EnformerEmbedder, Trunk, one_hot
 from tfbind_store.precompute.esm import EsmEmbedder
 from tfbind_store.spec import EmbeddingSpec
 from tfbind_store.store import Store
@@ -51,10 +51,16 @@ class LiveTrunk(nn.Module):
 
     def forward(self, codes: UInt8[np.ndarray, "b bp"], n_bins: int) -> Float[Tensor, "b n d"]:
         """Return the kept bins of windows, in genome order."""
+        sequence = one_hot(np.ascontiguousarray(codes)).to(next(self.model.parameters()).device)
+        return self.of_one_hot(sequence, n_bins)
+
+    def of_one_hot(self, sequence: Float[Tensor, "b bp 4"], n_bins: int) -> Float[Tensor, "b n d"]:
+        """Return what `forward` does, from bases as the trunk reads them: they may want a gradient."""
         if self.strand == "forward":
-            return self._features(codes, n_bins)
-        backward = self._features(reverse_complement(codes), n_bins).flip(1)
-        return backward if self.strand == "reverse" else (self._features(codes, n_bins) + backward) / 2
+            return self._features(sequence, n_bins)
+        # A and T, C and G stand opposite each other: turned round in both axes it is the other strand
+        backward = self._features(sequence.flip(1, 2), n_bins).flip(1)
+        return backward if self.strand == "reverse" else (self._features(sequence, n_bins) + backward) / 2
 
     def spec(self, store: Store) -> EmbeddingSpec:
         """Return what an array made with these weights says about itself."""
@@ -67,8 +73,7 @@ class LiveTrunk(nn.Module):
         )
         return embedder.spec(store.meta.genome, store.grid)
 
-    def _features(self, codes: UInt8[np.ndarray, "b bp"], n_bins: int) -> Float[Tensor, "b n d"]:
-        sequence = one_hot(np.ascontiguousarray(codes)).to(next(self.model.parameters()).device)
+    def _features(self, sequence: Float[Tensor, "b bp 4"], n_bins: int) -> Float[Tensor, "b n d"]:
         return live_features(
             self.model,
             sequence,

@@ -8,6 +8,8 @@ shifted), so the input locus of a window may start below zero. Nothing here read
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +23,8 @@ from tfbind_store.errors import LocusError
 ENFORMER_WINDOW_BP = 196_608
 ENFORMER_N_BINS = 896
 ENFORMER_BIN_BP = 128
+
+_LOCUS_TEXT = re.compile(r"([^\s:]+):([0-9][0-9,]{0,20})-([0-9][0-9,]{0,20})", re.ASCII)
 
 
 class Locus(NamedTuple):
@@ -163,6 +167,35 @@ class Tiling:
         window = self.first_window[chrom_index] + pos // self.grid.stride_bp
         bin_in_window = pos % self.grid.stride_bp // self.grid.bin_bp
         return BinAddress(np.where(inside, window, -1), np.where(inside, bin_in_window, -1))
+
+    def locus_of(self, text: str, aliases: Mapping[str, str]) -> Locus:
+        """Read ``chrom:start-end``: 0-based, half-open like everything here, thousands with commas or without.
+
+        Raises
+        ------
+        LocusError
+            If it is none, or not on the genome.
+
+        Examples
+        --------
+        >>> tiling = Tiling.over(Grid(window_bp=12, n_bins=2, bin_bp=4), {"chr1": 5_000})
+        >>> tiling.locus_of("1:1,000-1,200", {"1": "chr1"})
+        Locus(chrom='chr1', start=1000, end=1200)
+        """
+        found = _LOCUS_TEXT.fullmatch(text.strip())
+        if found is None:
+            raise LocusError(f"{text[:80]!r} is no locus", where="locus", fix="write it like chrI:1000-1200")
+        chrom = aliases.get(found[1], found[1])
+        start, end = (int(number.replace(",", "")) for number in found.groups()[1:])
+        if chrom not in self.chrom_index:
+            close = difflib.get_close_matches(chrom, self.chroms, n=1)
+            fix = f"did you mean {close[0]}?" if close else f"known: {', '.join(self.chroms[:8])}"
+            raise LocusError(f"no chromosome {chrom[:80]!r} in this genome", where=text[:80], fix=fix)
+        length = self.lengths_bp[self.chrom_index[chrom]]
+        if not start < end <= length:
+            fix = f"choose start < end, both from 0 to {length:,}"
+            raise LocusError(f"{start:,} to {end:,} does not lie on {chrom} of {length:,} bp", where=text[:80], fix=fix)
+        return Locus(chrom, start, end)
 
     def window_chrom(self, window: Int64[np.ndarray, " n"] | Sequence[int]) -> Int64[np.ndarray, " n"]:
         """Return the chromosome index of each window."""

@@ -44,7 +44,7 @@ def write_bigwig(path: Path, tiling: Tiling, track: Track) -> int:
     """Write a track and return how many bins it has."""
     lengths = dict(zip(tiling.chroms, tiling.lengths_bp, strict=True))
     n_written = 0
-    with _whole(path) as temporary:
+    with whole(path) as temporary:
         file = pyBigWig.open(str(temporary), "w")
         if file is None:
             raise ConfigError("cannot be written", where=str(path), fix="give a path that you may write")
@@ -119,7 +119,7 @@ def write_peaks(
     is_narrow = path.name.lower().endswith(".narrowpeak")
     lengths = dict(zip(tiling.chroms, tiling.lengths_bp, strict=True))
     n_peaks = 0
-    with _whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with whole(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for chrom in sorted(lengths):
             scores = logits(chrom)
             values = probability(scores)
@@ -144,7 +144,7 @@ def bins_of_loci(
 
 
 @contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
+def whole(path: Path) -> Iterator[Path]:
     """Give a temporary path that becomes `path` if the block ends well."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:

@@ -20,6 +20,7 @@ from tfbind_store.on_reading import Reading
 from tfbind_store.precompute.embedder import Codes, TrunkGeometry, WindowEmbedder, WindowEmbedding
 from tfbind_store.precompute.project import projector_of
 from tfbind_store.precompute.remaking import remake, require_remade
+from tfbind_store.precompute.window_options import as_computed
 from tfbind_store.spec import PROJECTED, EmbeddingSpec
 from tfbind_store.store import Store
 from tfbind_store.transforms import Pointwise, read_transform
@@ -66,16 +67,25 @@ def embedder_as_read(
     return whole
 
 
+def taken_apart(embedder: Any) -> tuple[Any, list[Map]]:
+    """Return the model behind what `embedder_as_read` gave, and the maps that follow it, first to last."""
+    maps: list[Map] = []
+    while isinstance(embedder, _Mapped):
+        maps.insert(0, embedder.through)
+        embedder = embedder.embedder
+    return as_computed(embedder), maps
+
+
 class _Mapped:
     """An embedder whose numbers go through a map."""
 
     def __init__(self, embedder: WindowEmbedder, through: Map, spec: EmbeddingSpec, *, dim: int) -> None:
-        self._embedder, self._through, self._spec, self._dim = embedder, through, spec, dim
+        self.embedder, self.through, self._spec, self._dim = embedder, through, spec, dim
 
     @property
     def geometry(self) -> TrunkGeometry:
         """Of the embedder, with the map's channels."""
-        return replace(self._embedder.geometry, dim=self._dim)
+        return replace(self.embedder.geometry, dim=self._dim)
 
     def spec(self, genome_digest: str, grid: Grid) -> EmbeddingSpec:
         """Return the array's spec: this is what it holds, or is read as."""
@@ -84,5 +94,5 @@ class _Mapped:
 
     def embed(self, windows: Sequence[int], codes: Codes, tiling: Tiling) -> Iterator[WindowEmbedding]:
         """Yield each window through the map."""
-        for window, values in self._embedder.embed(windows, codes, tiling):
-            yield WindowEmbedding(window, np.asarray(self._through(values), dtype=np.float32))
+        for window, values in self.embedder.embed(windows, codes, tiling):
+            yield WindowEmbedding(window, np.asarray(self.through(values), dtype=np.float32))

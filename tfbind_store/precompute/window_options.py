@@ -44,6 +44,9 @@ class WindowOptions:
     which gives the trunk's own numbers from half the bytes."""
 
 
+_USUAL = WindowOptions()
+
+
 def split_options(name: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], WindowOptions]:
     """Return the embedder's own options, and those that are common to all."""
     common = {field.name for field in fields(WindowOptions)} - ({"strand"} if name in WITH_OWN_STRANDS else set())
@@ -79,6 +82,13 @@ def with_options(embedder: Any, choice: WindowOptions) -> WindowEmbedder:
     """Return `embedder` as the options have it; itself where they ask for nothing."""
     wrapped: WindowEmbedder = embedder if choice == WindowOptions() else _Optioned(embedder, choice)
     return wrapped
+
+
+def as_computed(embedder: Any) -> Any:
+    """Return an embedder without the options that say only how its numbers are stored."""
+    if isinstance(embedder, _Optioned) and replace(embedder._choice, int8=False, final_on_reading=False) == _USUAL:
+        return embedder._embedder
+    return embedder
 
 
 class _Optioned:

@@ -1,0 +1,184 @@
+"""What a head reads of a window's bins, for sequences that differ from the genome in a single base.
+
+Convolutions reach a few tokens far: around a changed base the tokens are computed again from a short piece, and put
+over those of the unchanged window. A piece ends either where the window does, and is zero-padded as that is, or far
+enough away that its own padding does not reach the tokens that are taken from it. Attention sees everything, so the
+transformer runs whole, but its last block and the last layer only for the bins that are asked for. All of it is exact,
+to rounding. Numbers stay float32: float16, as stored, would round small effects away.
+
+Models other than an Enformer are asked for the whole window with each change.
+"""
+
+# b changes · k bins · d trunk dim · n tokens
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64, UInt8
+from torch import Tensor
+
+from tfbind_store.loci import Locus, Tiling
+from tfbind_store.precompute.as_read import Map, taken_apart
+from tfbind_store.precompute.embedder import WindowEmbedder
+from tfbind_store.precompute.enformer import COMPLEMENT, EnformerEmbedder, reverse_complement
+from tfbind_store.precompute.fast_forward import FastTrunk
+
+TOKENS_AT_ONCE = 1536
+"""Of the transformer: as many as a window of Enformer has."""
+
+
+class LiveBins(Protocol):
+    """Some neighbouring bins of one window."""
+
+    def reference(self) -> Float32[np.ndarray, "k d"]:
+        """Return the bins of the sequence as it is."""
+        ...
+
+    def changed(
+        self, positions: Int64[np.ndarray, " b"], bases: UInt8[np.ndarray, " b"]
+    ) -> Iterator[Float32[np.ndarray, "some k d"]]:
+        """Yield the bins of sequences with one base changed each, some changes at a time.
+
+        Parameters
+        ----------
+        positions
+            Counted from the window's first base.
+        bases
+            Codes that stand there instead.
+        """
+        ...
+
+
+def live_bins(
+    embedder: WindowEmbedder, tiling: Tiling, window: int, codes: UInt8[np.ndarray, " bp"], bins: range
+) -> LiveBins:
+    """Return some bins of a window, live.
+
+    Parameters
+    ----------
+    embedder
+        As `embedder_as_read` gives it.
+    codes
+        Of all that the window reads.
+    bins
+        Neighbouring kept bins.
+    """
+    model, maps = taken_apart(embedder)
+    if not isinstance(model, EnformerEmbedder):
+        return _WholeWindow(embedder, tiling, window, codes, bins)
+    first = tiling.grid.margin_bp // tiling.grid.bin_bp + bins.start
+    keep = slice(first, first + len(bins))
+    return _LocalChanges(model, codes, keep, maps)
+
+
+class _WholeWindow:
+    """Any embedder: every change is a window of its own."""
+
+    def __init__(
+        self, embedder: WindowEmbedder, tiling: Tiling, window: int, codes: UInt8[np.ndarray, " bp"], bins: range
+    ) -> None:
+        self.embedder, self.tiling, self.window, self.codes, self.bins = embedder, tiling, window, codes, bins
+        self.locus = tiling.read(window)
+
+    def reference(self) -> Float32[np.ndarray, "k d"]:
+        return self._bins(self.codes)
+
+    def changed(
+        self, positions: Int64[np.ndarray, " b"], bases: UInt8[np.ndarray, " b"]
+    ) -> Iterator[Float32[np.ndarray, "some k d"]]:
+        for position, base in zip(positions, bases, strict=True):
+            codes = self.codes.copy()
+            codes[position] = base
+            yield self._bins(codes)[np.newaxis]
+
+    def _bins(self, codes: UInt8[np.ndarray, " bp"]) -> Float32[np.ndarray, "k d"]:
+        start = self.locus.start
+
+        def read(locus: Locus) -> UInt8[np.ndarray, " bp"]:
+            # an embedder may look beyond the window that it was asked for: it finds nothing there
+            places = np.arange(locus.start - start, locus.end - start)
+            inside = (places >= 0) & (places < len(codes))
+            return np.where(inside, codes[np.clip(places, 0, len(codes) - 1)], 5).astype(np.uint8)
+
+        (result,) = self.embedder.embed([self.window], read, self.tiling)
+        return np.asarray(result.values[self.bins.start : self.bins.stop], dtype=np.float32)
+
+
+class _LocalChanges:
+    """An Enformer: only the tokens that a change reaches are computed again."""
+
+    def __init__(
+        self, model: EnformerEmbedder, codes: UInt8[np.ndarray, " bp"], keep: slice, maps: Sequence[Map]
+    ) -> None:
+        self.codes, self.maps = codes, maps
+        self.strands: list[_Strand] = []
+        if model.strand != "reverse":
+            self.strands.append(_Strand(model, codes, keep))
+        if model.strand != "forward":
+            (flipped,) = reverse_complement(codes[np.newaxis])
+            n_tokens = len(codes) // model.fast.geometry.bp_per_token
+            back = slice(n_tokens - keep.stop, n_tokens - keep.start)
+            self.strands.append(_Strand(model, np.ascontiguousarray(flipped), back, is_reverse=True))
+
+    def reference(self) -> Float32[np.ndarray, "k d"]:
+        return self._joined([strand.bins(strand.tokens.unsqueeze(0)) for strand in self.strands])[0]
+
+    def changed(
+        self, positions: Int64[np.ndarray, " b"], bases: UInt8[np.ndarray, " b"]
+    ) -> Iterator[Float32[np.ndarray, "some k d"]]:
+        size = max(1, TOKENS_AT_ONCE // len(self.strands[0].tokens))
+        for at in range(0, len(positions), size):
+            some = slice(at, at + size)
+            yield self._joined([strand.changed(positions[some], bases[some]) for strand in self.strands])
+
+    def _joined(self, strands: Sequence[Float[Tensor, "b k d"]]) -> Float32[np.ndarray, "b k d"]:
+        """Return the mean over strands, through the maps that follow the trunk."""
+        values: Any = torch.stack(list(strands)).mean(0).float().cpu().numpy()
+        flat = values.reshape(-1, values.shape[-1])
+        for through in self.maps:
+            flat = through(flat)
+        return np.asarray(flat, dtype=np.float32).reshape(*values.shape[:2], -1)
+
+
+class _Strand:
+    """One strand of a window, read in its own direction."""
+
+    def __init__(
+        self, model: EnformerEmbedder, codes: UInt8[np.ndarray, " bp"], keep: slice, *, is_reverse: bool = False
+    ) -> None:
+        self.fast: FastTrunk = model.fast
+        self.is_final = model.tap == "trunk"
+        self.codes, self.keep, self.is_reverse = codes, keep, is_reverse
+        self.tokens = self._conv(codes[np.newaxis])[0]
+
+    def bins(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b k d"]:
+        """Return the kept bins in genome order."""
+        kept = self.fast.transform(tokens, self.keep)
+        kept = self.fast.pointwise(kept) if self.is_final else kept
+        return kept.flip(1) if self.is_reverse else kept
+
+    def changed(self, positions: Int64[np.ndarray, " b"], bases: UInt8[np.ndarray, " b"]) -> Float[Tensor, "b k d"]:
+        """Return the kept bins of changed sequences; positions and bases are the forward strand's."""
+        if self.is_reverse:
+            positions, bases = len(self.codes) - 1 - positions, COMPLEMENT[bases]
+        bp, reach = self.fast.geometry.bp_per_token, self.fast.geometry.reach_tokens
+        n_tokens = len(self.tokens)
+        # the change reaches that far to each side; as far again, padding reaches in from the piece's own ends
+        length = min(n_tokens, 4 * reach + 1)
+        here = positions // bp
+        begins = np.clip(here - 2 * reach, 0, n_tokens - length)
+        pieces = np.stack([self.codes[begin * bp : (begin + length) * bp] for begin in begins])
+        pieces[np.arange(len(pieces)), positions - begins * bp] = bases
+        found = self._conv(pieces)
+        tokens = self.tokens.repeat(len(pieces), 1, 1)
+        for row, (token, begin) in enumerate(zip(here.tolist(), begins.tolist(), strict=True)):
+            low, high = max(0, token - reach), min(n_tokens, token + reach + 1)
+            tokens[row, low:high] = found[row, low - begin : high - begin]
+        return self.bins(tokens)
+
+    def _conv(self, codes: UInt8[np.ndarray, "b bp"]) -> Float[Tensor, "b n d"]:
+        return self.fast.conv(torch.from_numpy(codes).to(self.fast.stem.table.device))
