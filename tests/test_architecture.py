@@ -84,7 +84,6 @@ TORCH_ROOMS = {
     "demo",
     "report",
     "interpret",
-    "contribution_files",
     "live_bins",
     "finetune",
     "finetune_config",

@@ -88,6 +88,7 @@ def write_contributions(
         ``modisco motifs -s … -a …`` reads them; ``.svg`` a file for each locus if there are several.
     """
     kind = out.suffix.lower()
+    out.parent.mkdir(parents=True, exist_ok=True)
     if kind == ".parquet":
         Catalog.write_parquet(out, table(found, pair))
         return [out]
