@@ -135,7 +135,7 @@ def test_gradients_are_the_slope_of_the_score(planted: Planted) -> None:
 
 
 def test_both_methods_explain_the_stored_score(planted: Planted) -> None:
-    """The score of the unchanged locus is what the run says of its stored bins, up to the float16 they are stored in."""
+    """The unchanged locus has the score that the run gives its stored bins, but for their float16."""
     store, locus = planted.store, Locus("chr2", 700, 760)
     run = load_run(store, "random")
     first, last = bins_of_loci(store.tiling, np.array([1]), np.array([locus.start]), np.array([locus.end]))
