@@ -125,7 +125,8 @@ class _LocalChanges:
             self.strands.append(_Strand(model, np.ascontiguousarray(flipped), back, is_reverse=True))
 
     def reference(self) -> Float32[np.ndarray, "k d"]:
-        return self._joined([strand.bins(strand.tokens.unsqueeze(0)) for strand in self.strands])[0]
+        (bins,) = self._joined([strand.bins(strand.tokens.unsqueeze(0)) for strand in self.strands])
+        return np.asarray(bins)
 
     def changed(
         self, positions: Int64[np.ndarray, " b"], bases: UInt8[np.ndarray, " b"]
