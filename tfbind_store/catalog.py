@@ -29,6 +29,8 @@ from tfbind_store.strangers import Limits, Stream, Table
 
 STORAGE_VERSION = "v1.0.0"
 """Written so that DuckDB 1.x opens it too."""
+WRITER_MEMORY = "2500MB"
+"""What DuckDB may hold of an import; past that it sorts on the disk, beside the working file."""
 _NAME = re.compile(r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)?$")
 _PLAIN_TYPE = re.compile(
     r"(BOOLEAN|U?(TINY|SMALL|BIG|HUGE)?INT|U?INTEGER|FLOAT|DOUBLE|VARCHAR|DECIMAL\(\d+,\d+\)|DATE|TIME|TIMESTAMP"
@@ -70,7 +72,8 @@ class Catalog:
     def open_writer(cls, path: Path) -> Catalog:
         """Open the working file for writing, making or migrating its schema. The caller holds the store's lock."""
         with _catalog_errors(path):
-            connection = duckdb.connect(str(path), config={"storage_compatibility_version": STORAGE_VERSION})
+            settings = {"storage_compatibility_version": STORAGE_VERSION, "memory_limit": WRITER_MEMORY}
+            connection = duckdb.connect(str(path), config=settings)
             catalog = cls(connection, path, is_snapshot=False)
             try:
                 catalog._migrate()

@@ -1,8 +1,8 @@
 """Formats of peak files: what the columns mean, where the summit is, and which line is wrong.
 
 BED3 to BED6 and more, narrowPeak and broadPeak (ENCODE), and ReMap's 9 columns. Coordinates are bp, 0-based, half-open.
-This module makes a clean copy of a file (plain text, tabs, no header lines) and says how to read it; ``ingest`` has
-the catalog read the copy at scale, and comes back for `first_bad_line` when a row does not fit.
+This module reads a file as clean text (tabs, no header lines) and says what its columns are; ``ingest`` has the catalog
+read that at scale, and comes back for `first_bad_line` when a row does not fit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfbind_store.durable import typed_errors
 from tfbind_store.errors import PeakFileError
 from tfbind_store.textfiles import read_chunks, read_lines
 
@@ -68,20 +67,76 @@ class PeakFormat(StrEnum):
         return f"try_cast({column} AS FLOAT)"
 
 
-class CleanFile(NamedTuple):
-    """A peak file made ready for reading."""
+class CleanBlock(NamedTuple):
+    """Some rows of a peak file as clean text: tabs between columns, LF at each end, no header lines."""
 
-    source: Path
-    copy: Path
-    """Plain text, one row a line, tabs between columns, no header lines."""
+    text: bytes
     n_rows: int
-    n_headers: int
-    """Header, comment and blank lines left out."""
-    n_columns: int
-    """Of the first row; 0 for a file without rows."""
     is_rectangular: bool
-    """Whether every row has as many."""
-    format: PeakFormat
+    """Whether every row has as many columns as the file's first."""
+
+
+class CleanFile:
+    """A peak file made ready for reading; use `clean_rows`."""
+
+    def __init__(self, source: Path, format: PeakFormat | None) -> None:
+        self.source = source
+        self.n_rows = 0
+        """Rows of the blocks that were read so far."""
+        self.n_headers = 0
+        """Header, comment and blank lines left out of them."""
+        self._by_blanks: bool | None = None
+        self._blocks = self._read()
+        self._head: list[CleanBlock] = []
+        rows: list[list[str]] = []
+        self.n_columns = 0
+        """Of the first row; 0 for a file without rows."""
+        for block in self._blocks:
+            self._head.append(block)
+            rows += _rows(block.text, SNIFFED_ROWS - len(rows), source)
+            if len(rows) >= SNIFFED_ROWS:
+                break
+        self.format = format or sniff(rows)
+        self.is_empty = not rows
+        if rows and self.n_columns < self.format.min_columns:
+            bad = first_bad_line(source, self.format)
+            raise PeakFileError(
+                f"{self.n_columns} columns, {self.format} has at least {self.format.min_columns}",
+                where=f"{source}:{bad.number if bad else 1}",
+                fix="columns are chrom, start, end, name, ... with tabs between them",
+            )
+
+    def blocks(self) -> Iterator[CleanBlock]:
+        """Yield all rows, once."""
+        while self._head:
+            yield self._head.pop(0)
+        yield from self._blocks
+
+    def _read(self) -> Iterator[CleanBlock]:
+        for text in _whole_lines(self.source):
+            if _may_hold_headers(text):
+                text, n_found = _HEADER.subn(b"", text)
+                self.n_headers += n_found
+            if text and self._by_blanks is None:
+                text = self._first(text)
+            if not text:
+                continue
+            if self._by_blanks:
+                text = _BLANKS.sub(b"\t", text)
+            if not self.n_columns:
+                self.n_columns = text[: text.index(b"\n")].count(b"\t") + 1
+            n_rows, is_rectangular = _shape(text, self.n_columns)
+            self.n_rows += n_rows
+            yield CleanBlock(text, n_rows, is_rectangular)
+
+    def _first(self, text: bytes) -> bytes:
+        """Look at the file's first row: what separates its columns, and whether it only names them."""
+        first, _, rest = text.partition(b"\n")
+        self._by_blanks = b"\t" not in first
+        if not _is_column_names(first.decode("latin-1").split()):
+            return text
+        self.n_headers += 1
+        return rest
 
 
 class BadLine(NamedTuple):
@@ -126,51 +181,18 @@ def _is_remap(row: Sequence[str]) -> bool:
     return start <= first <= last <= end and bool(re.fullmatch(r"0|\.|\d+,\d+,\d+", row[8]))
 
 
-def clean_copy(source: Path | str, copy: Path | str, *, format: PeakFormat | None = None) -> CleanFile:
-    """Write a plain copy of a peak file and say what it is.
+def clean_rows(source: Path | str, *, format: PeakFormat | None = None) -> CleanFile:
+    """Open a peak file and say what it is.
 
-    Decompresses, takes header, comment and blank lines out wherever they stand, turns CRLF into LF and, where the first
-    row has no tab, blanks into tabs.
+    Its blocks are decompressed, without header, comment and blank lines wherever they stand, with LF for CRLF and,
+    where the first row has no tab, tabs for blanks.
 
     Raises
     ------
     PeakFileError
         If the file is absent, truncated, binary, or has too few columns for the format that was asked for.
     """
-    source, copy = Path(source), Path(copy)
-    n_rows = n_headers = 0
-    first_rows: list[list[str]] = []
-    by_blanks: bool | None = None
-    is_rectangular = True
-    with typed_errors(copy), copy.open("wb") as sink:
-        for block in _whole_lines(source):
-            if _may_hold_headers(block):
-                block, n_found = _HEADER.subn(b"", block)
-                n_headers += n_found
-            if not block:
-                continue
-            if by_blanks is None:
-                first, _, rest = block.partition(b"\n")
-                by_blanks = b"\t" not in first
-                if _is_column_names(first.decode("latin-1").split()):
-                    block, n_headers = rest, n_headers + 1
-            if by_blanks:
-                block = _BLANKS.sub(b"\t", block)
-            if len(first_rows) < SNIFFED_ROWS:
-                first_rows += _rows(block, SNIFFED_ROWS - len(first_rows), source)
-            n_rows += block.count(b"\n")
-            is_rectangular = is_rectangular and _is_rectangular(block, len(first_rows[0]))
-            sink.write(block)
-    n_columns = len(first_rows[0]) if first_rows else 0
-    found = format or sniff(first_rows)
-    if first_rows and n_columns < found.min_columns:
-        bad = first_bad_line(source, found)
-        raise PeakFileError(
-            f"{n_columns} columns, {found} has at least {found.min_columns}",
-            where=f"{source}:{bad.number if bad else 1}",
-            fix="columns are chrom, start, end, name, ... with tabs between them",
-        )
-    return CleanFile(source, copy, n_rows, n_headers, n_columns, is_rectangular, found)
+    return CleanFile(Path(source), format)
 
 
 def _whole_lines(source: Path) -> Iterator[bytes]:
@@ -194,11 +216,13 @@ def _may_hold_headers(block: bytes) -> bool:
     return bool(np.isin(starts, _HEADER_STARTS).any() or letters[0] in _HEADER_STARTS)
 
 
-def _is_rectangular(block: bytes, n_columns: int) -> bool:
-    """Whether every line of a block has `n_columns` columns."""
+def _shape(block: bytes, n_columns: int) -> tuple[int, bool]:
+    """Return the rows of a block, and whether every one has `n_columns` columns."""
     letters = np.frombuffer(block, dtype=np.uint8)
-    tabs_before = np.searchsorted(np.flatnonzero(letters == ord("\t")), np.flatnonzero(letters == ord("\n")))
-    return bool((np.diff(tabs_before, prepend=0) == n_columns - 1).all())
+    ends = np.flatnonzero(letters == ord("\n"))
+    starts = np.concatenate([[0], ends[:-1] + 1])
+    tabs = np.add.reduceat((letters == ord("\t")).view(np.uint8), starts, dtype=np.uint16)
+    return len(ends), bool((tabs == n_columns - 1).all())
 
 
 def _rows(block: bytes, limit: int, source: Path) -> list[list[str]]:
@@ -265,7 +289,7 @@ GOOD_ROW_SQL = (
 
 
 def source_line(source: Path | str, row: int) -> int:
-    """Return the line number in the source file of row number `row` (from 1) of its clean copy."""
+    """Return the line number in the source file of row number `row` (from 1) of its clean rows."""
     seen, first = 0, True
     for number, line in read_lines(source, error_class=PeakFileError):
         if _HEADER_LINE.fullmatch(line) or (first and _is_column_names(line.split())):

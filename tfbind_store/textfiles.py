@@ -6,16 +6,20 @@ means is the business of ``peaks``, ``factors`` and ``contexts``.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
+import queue
 import re
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, NamedTuple, cast
+from typing import IO, NamedTuple, TypeVar, cast
 
 from tfbind_store.errors import InputFileError
 
+T = TypeVar("T")
 GZIP_MAGIC = b"\x1f\x8b"
 CHUNK_BYTES = 1 << 23
 NULL_CELLS = frozenset({"", ".", "-", "na", "n/a", "nan", "null", "none"})
@@ -61,6 +65,45 @@ def read_chunks(path: Path | str, *, error_class: type[InputFileError] = InputFi
         ) from error
     except OSError as error:
         raise error_class(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+
+
+def read_ahead(items: Iterator[T], *, n_waiting: int = 2) -> Iterator[T]:
+    """Yield the same items, made by a thread that is a few of them ahead.
+
+    What the maker raises is raised here, in its place. A caller that stops early stops the thread.
+    """
+    waiting: queue.Queue[tuple[T | None, BaseException | None, bool]] = queue.Queue(maxsize=n_waiting)
+    stopped = threading.Event()
+
+    def put(item: T | None, error: BaseException | None, is_end: bool) -> None:
+        while not stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                waiting.put((item, error, is_end), timeout=0.1)
+                return
+
+    def make() -> None:
+        try:
+            for item in items:
+                put(item, None, False)
+                if stopped.is_set():
+                    return
+            put(None, None, True)
+        except BaseException as error:  # handed over, and raised in the caller's thread
+            put(None, error, True)
+
+    thread = threading.Thread(target=make, daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error, is_end = waiting.get()
+            if error is not None:
+                raise error
+            if is_end:
+                return
+            yield cast(T, item)
+    finally:
+        stopped.set()
+        thread.join()
 
 
 def read_lines(path: Path | str, *, error_class: type[InputFileError] = InputFileError) -> Iterator[tuple[int, str]]:

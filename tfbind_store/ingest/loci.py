@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from tfbind_store.ingest.naming import plain_name
 from tfbind_store.ingest.rows import place_rows
 from tfbind_store.ingest.sources import FileIdentity, ImportReport, add_source, check_drop, check_strict, earlier_import
 from tfbind_store.loci import Locus
-from tfbind_store.peaks import PeakFormat, clean_copy, first_bad_line, source_line
+from tfbind_store.peaks import PeakFormat, clean_rows, first_bad_line, source_line
 from tfbind_store.store import Store
 
 SPLITS = ("train", "valid", "test")
@@ -96,11 +95,11 @@ def read_loci(store: Store, path: Path) -> list[Locus]:
     PeakFileError
         If a row is no locus of the store's genome: the first such line, and how many there are.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        clean = clean_copy(path, Path(folder) / "copy.bed", format=PeakFormat.BED)
-        if bad := first_bad_line(path, PeakFormat.BED):
-            raise PeakFileError(bad.reason, where=f"{path}:{bad.number}", fix=_IMPORT)
-        rows = [line.split("\t", 3)[:3] for line in clean.copy.read_text(encoding="utf-8").splitlines()]
+    clean = clean_rows(path, format=PeakFormat.BED)
+    if bad := first_bad_line(path, PeakFormat.BED):
+        raise PeakFileError(bad.reason, where=f"{path}:{bad.number}", fix=_IMPORT)
+    text = b"".join(block.text for block in clean.blocks()).decode("utf-8")
+    rows = [line.split("\t", 3)[:3] for line in text.splitlines()]
     if not rows:
         raise PeakFileError("the file has no loci", where=str(path), fix="give a file with at least one row")
     aliases, lengths = store.meta.aliases, store.genome.lengths_bp
@@ -129,11 +128,11 @@ def _import(
     with store.reader() as catalog:
         if earlier := earlier_import(catalog, file):
             return earlier
-    with store.writer() as catalog, catalog.transaction(), tempfile.TemporaryDirectory() as folder:
-        clean = clean_copy(path, Path(folder) / "copy.bed", format=PeakFormat.BED)
-        if clean.n_rows == 0:
+    with store.writer() as catalog, catalog.transaction():
+        clean = clean_rows(path, format=PeakFormat.BED)
+        if clean.is_empty:
             raise PeakFileError("the file has no loci", where=str(path), fix="give a file with at least one row")
-        placed = place_rows(catalog, clean, drop=allowed)
+        placed = place_rows(catalog, clean, drop=allowed, keep_text=True)
         kept = clean.n_rows - sum(placed.bad.values())
         report = ImportReport(kind, str(path), clean.n_rows, kept, dict(placed.bad), [])
         check_strict(report, strict=strict)

@@ -6,7 +6,6 @@ unless the caller says otherwise. Rows whose summit lies in a bin of N only are 
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -32,8 +31,10 @@ from tfbind_store.ingest.sources import (
     some,
 )
 from tfbind_store.names import ParsedName
-from tfbind_store.peaks import CleanFile, PeakFormat, clean_copy
+from tfbind_store.peaks import CleanFile, PeakFormat, clean_rows
 from tfbind_store.store import Store
+
+CAUSE = "ENUM('summit_in_n', 'duplicate', 'already_stored')"
 
 
 class Options(NamedTuple):
@@ -131,9 +132,9 @@ def import_peaks(
     with store.reader() as catalog:
         done = {file: report for file, identity in todo if (report := earlier_import(catalog, identity))}
     if len(done) < len(todo):
-        with store.writer() as catalog, catalog.transaction(), tempfile.TemporaryDirectory() as folder:
+        with store.writer() as catalog, catalog.transaction():
             add_aliases(catalog, more)
-            importer = _Importer(store, catalog, options, names, Path(folder) / "copy.bed")
+            importer = _Importer(store, catalog, options, names)
             reports = [importer.run(file, identity) for file, identity in todo if file not in done]
             notes = importer.finish()
             report = _sum(kind, path, [*done.values(), *reports], len(done), notes)
@@ -176,8 +177,8 @@ def _sum(kind: str, path: Path, reports: Sequence[ImportReport], n_done: int, no
 class _Importer:
     """One import's state: the catalog in its transaction, and what the files said so far."""
 
-    def __init__(self, store: Store, catalog: Catalog, options: Options, names: FileNames, copy: Path) -> None:
-        self.store, self.catalog, self.options, self.file_names, self.copy = store, catalog, options, names, copy
+    def __init__(self, store: Store, catalog: Catalog, options: Options, names: FileNames) -> None:
+        self.store, self.catalog, self.options, self.file_names = store, catalog, options, names
         self.table = "data.relaxed_peaks" if options.relaxed else "data.peaks"
         self.names = Names(catalog)
         self.had_peaks = bool(catalog.one(f"SELECT 1 FROM {self.table} LIMIT 1"))
@@ -188,9 +189,9 @@ class _Importer:
 
     def run(self, file: Path, identity: FileIdentity) -> ImportReport:
         """Import one file and return its report."""
-        clean = clean_copy(file, self.copy, format=self.options.format)
+        clean = clean_rows(file, format=self.options.format)
         fixed = self.file_names.experiment(file)
-        if clean.n_rows == 0:
+        if clean.is_empty:
             return self._empty(file, identity, fixed)
         placed = place_rows(self.catalog, clean, drop=self.options.drop, needs_name=fixed is None)
         dropped = dict(placed.bad)
@@ -228,7 +229,7 @@ class _Importer:
             metadata = {fixed: self.file_names.metadata(clean.source)}
             return {fixed: ensure_experiments(self.catalog, self.names, [self._parse(fixed)], metadata)[fixed]}
         raw = [str(name) for (name,) in self.catalog.rows(
-            "SELECT DISTINCT name FROM import_rows WHERE cause IS DISTINCT FROM 'bad_line' ORDER BY name"
+            "SELECT name FROM import_names ORDER BY name"
         )]  # fmt: skip
         parsed: dict[str, ParsedName] = {}
         bad: dict[str, NameParseError] = {}
@@ -243,7 +244,8 @@ class _Importer:
             refuse_names(self.catalog, clean, bad)
         if bad:
             self.catalog.execute(
-                "UPDATE import_rows SET cause = 'bad_name' WHERE cause IS NULL AND name IN (SELECT unnest(?))",
+                "UPDATE import_rows SET cause = 'bad_name' WHERE cause IS NULL AND name_id IN"
+                " (SELECT name_id FROM import_names WHERE name IN (SELECT unnest(?)))",
                 [sorted(bad)],
             )
             dropped["bad_name"] = self._count("cause = 'bad_name'")
@@ -265,12 +267,15 @@ class _Importer:
     def _resolve(self, ids: Mapping[str, int], fixed: str | None, dropped: dict[str, int]) -> None:
         """Make ``import_good``: rows with experiment, window, bin, and why some are left out after all."""
         grid = self.store.grid
-        join = "CROSS JOIN import_names AS m" if fixed is not None else "JOIN import_names AS m ON r.name = m.raw_name"
-        names = {"raw_name": list(ids), "experiment_id": list(ids.values())}
-        with self.catalog.registered("import_names", names), self.catalog.registered("import_all_n", self._all_n()):
+        join = "CROSS JOIN import_ids AS m"
+        if fixed is None:
+            join = """JOIN (SELECT name_id, experiment_id FROM import_names JOIN import_ids USING (name)) AS m
+                USING (name_id)"""
+        names = {"name": list(ids), "experiment_id": list(ids.values())}
+        with self.catalog.registered("import_ids", names), self.catalog.registered("import_all_n", self._all_n()):
             self.catalog.execute(
                 f"""CREATE OR REPLACE TEMP TABLE import_good AS
-                SELECT g.*, CASE WHEN n.bin IS NOT NULL THEN 'summit_in_n' END AS cause
+                SELECT g.*, (CASE WHEN n.bin IS NOT NULL THEN 'summit_in_n' END)::{CAUSE} AS cause
                 FROM (SELECT r.line, m.experiment_id::INTEGER AS experiment_id, r.chrom_id, r.start_bp, r.end_bp,
                              r.summit_bp, r.score,
                              (c.first_window + r.summit_bp // {grid.stride_bp})::INTEGER AS window_id,
@@ -281,25 +286,29 @@ class _Importer:
             )
         self._mark_repeats()
         for cause, count in self.catalog.rows(
-            "SELECT cause, count(*) FROM import_good WHERE cause IS NOT NULL GROUP BY cause ORDER BY cause"
+            "SELECT cause, count(*) FROM import_good WHERE cause IS NOT NULL GROUP BY cause ORDER BY cause::VARCHAR"
         ):
             dropped[str(cause)] = int(count)
 
     def _mark_repeats(self) -> None:
         """Mark rows that repeat an earlier line of the file, or what is stored."""
         same = "experiment_id, chrom_id, start_bp, end_bp" + ("" if self.options.relaxed else ", summit_bp")
-        # counting hashes is five times as fast as numbering the copies, and most files repeat nothing
+        # most files repeat nothing, which counting hashes shows at once; else only rows whose hash comes twice are
+        # numbered
         counted = self.catalog.one(f"SELECT count(*), count(DISTINCT hash({same})) FROM import_good")
         if counted is not None and counted[0] != counted[1]:
             self.catalog.execute(
-                f"""UPDATE import_good SET cause = 'duplicate' WHERE cause IS NULL AND line IN (
-                SELECT line FROM (SELECT line, row_number() OVER (PARTITION BY {same} ORDER BY line) AS copy
-                                  FROM import_good WHERE cause IS NULL) WHERE copy > 1)"""
+                f"""UPDATE import_good SET cause = 'duplicate' WHERE line IN (
+                SELECT line FROM (
+                    SELECT line, row_number() OVER (PARTITION BY {same} ORDER BY line) AS copy FROM import_good
+                    WHERE cause IS NULL AND hash({same}) IN (
+                        SELECT hash({same}) AS key FROM import_good WHERE cause IS NULL GROUP BY key HAVING count(*) > 1
+                    )) WHERE copy > 1)"""
             )
         if self.had_peaks or self.n_sources:
             self.catalog.execute(
-                f"UPDATE import_good SET cause = 'already_stored' WHERE cause IS NULL"
-                f" AND ({same}) IN (SELECT ({same}) FROM {self.table})"
+                f"UPDATE import_good SET cause = 'already_stored' WHERE cause IS NULL AND line IN"
+                f" (SELECT line FROM import_good SEMI JOIN {self.table} USING ({same}))"
             )
 
     def _count(self, condition: str) -> int:
@@ -334,7 +343,7 @@ class _Importer:
                 f"INSERT INTO {self.table} SELECT * FROM import_sorted ORDER BY experiment_id, window_id, bin, start_bp"
             )
             self.catalog.execute("DROP TABLE import_sorted")
-        for table in ("import_rows", "import_good"):
+        for table in ("import_rows", "import_good", "import_names", "import_odd"):
             self.catalog.execute(f"DROP TABLE IF EXISTS {table}")
         return self._notes()
 
