@@ -72,8 +72,10 @@ class Catalog:
     def open_writer(cls, path: Path) -> Catalog:
         """Open the working file for writing, making or migrating its schema. The caller holds the store's lock."""
         with _catalog_errors(path):
-            settings = {"storage_compatibility_version": STORAGE_VERSION, "memory_limit": WRITER_MEMORY}
-            connection = duckdb.connect(str(path), config=settings)
+            connection = duckdb.connect(
+                str(path),
+                config={"storage_compatibility_version": STORAGE_VERSION, "memory_limit": WRITER_MEMORY},
+            )
             catalog = cls(connection, path, is_snapshot=False)
             try:
                 catalog._migrate()

@@ -13,7 +13,7 @@ import queue
 import re
 import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple, TypeVar, cast
 
@@ -67,7 +67,7 @@ def read_chunks(path: Path | str, *, error_class: type[InputFileError] = InputFi
         raise error_class(f"cannot be read: {error.strerror or error}", where=str(path)) from error
 
 
-def read_ahead(items: Iterator[T], *, n_waiting: int = 2) -> Iterator[T]:
+def read_ahead(items: Iterator[T], *, n_waiting: int = 2) -> Generator[T, None, None]:
     """Yield the same items, made by a thread that is a few of them ahead.
 
     What the maker raises is raised here, in its place. A caller that stops early stops the thread.

@@ -67,9 +67,10 @@ def place_rows(
     catalog.execute("CREATE OR REPLACE TEMP TABLE import_names (name_id INTEGER, name VARCHAR)")
     catalog.execute("CREATE OR REPLACE TEMP TABLE import_odd (line BIGINT, chrom_name VARCHAR, place VARCHAR)")
     n_before = 0
-    with tempfile.TemporaryDirectory() as folder:
+    blocks = read_ahead(_joined(clean.blocks()))
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(blocks):
         path = Path(folder) / "block.bed"
-        for block in read_ahead(_joined(clean.blocks())):
+        for block in blocks:
             with typed_errors(path):
                 path.write_bytes(block.text)
             _read_block(catalog, clean, block, path, n_before, needs_name=needs_name)
