@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tests.planted import BIN_BP, LETTERS, MotifEmbedder, Planted, make_planted
+from tests.planted import BIN_BP, LETTERS, MOTIFS, N_BINS, MotifEmbedder, Planted, make_planted
 from tfbind_store.asked_pairs import Asked
 from tfbind_store.errors import ConfigError, VariantFileError
+from tfbind_store.loci import Tiling
+from tfbind_store.precompute.embedder import Codes, WindowEmbedder, WindowEmbedding
 from tfbind_store.scoring import load_run
 from tfbind_store.train import TrainConfig, train_head
 from tfbind_store.variants import TSV_COLUMNS, VariantConfig, changed_codes, score_vcf
@@ -33,9 +36,9 @@ def text(planted: Planted, chrom: str, start: int, end: int) -> str:
     return LETTERS[planted.store.genome.codes(chrom, start, end)].tobytes().decode()
 
 
-def run_vcf(planted: Planted, folder: Path, rows: str) -> list[dict[str, str]]:
+def run_vcf(planted: Planted, folder: Path, rows: str, embedder: WindowEmbedder | None = None) -> list[dict[str, str]]:
     (folder / "v.vcf").write_text(HEADER + rows)
-    score_vcf(planted.store, "few", folder / "v.vcf", folder / "o.tsv", CONFIG, embedder=MotifEmbedder())
+    score_vcf(planted.store, "few", folder / "v.vcf", folder / "o.tsv", CONFIG, embedder=embedder or MotifEmbedder())
     lines = [line.split("\t") for line in (folder / "o.tsv").read_text().splitlines()]
     assert tuple(lines[0]) == TSV_COLUMNS
     return [dict(zip(lines[0], line, strict=True)) for line in lines[1:]]
@@ -81,6 +84,61 @@ def test_scores_are_those_of_the_sequence_written_out(planted: Planted, tmp_path
         assert float(row["ref_logit"]) == pytest.approx(scores[0], abs=1e-4)
         assert float(row["alt_logit"]) == pytest.approx(scores[1], abs=1e-4)
         assert float(row["difference"]) == pytest.approx(scores[1] - scores[0], abs=1e-4)
+
+
+class Anywhere(MotifEmbedder):
+    """Gives the same numbers wherever a window lies, and counts how many it sees at once."""
+
+    def __init__(self, at_once: list[int]) -> None:
+        self.at_once = at_once
+
+    def remembering(self) -> Anywhere:
+        return self
+
+    def embed(self, windows: Sequence[int], codes: Codes, tiling: Tiling) -> Iterator[WindowEmbedding]:
+        self.at_once.append(len(windows))
+        for made in super().embed(windows, codes, tiling):
+            made.values[:, len(MOTIFS) :] = 0
+            yield made
+
+
+def test_alleles_of_one_window_go_together_and_score_as_each_alone(planted: Planted, tmp_path: Path) -> None:
+    site = motif_site(planted)
+    bases = text(planted, "chr1", site - 20, site + 40)
+    rows = [
+        f"chr1\t{site - 20 + i + 1}\t.\t{bases[i]}\t{','.join('ACGT'.replace(bases[i], ''))}\t.\t.\t.\n"
+        for i in range(0, 60, 4)
+    ]
+    rows.insert(5, "chr9\t5\t.\tA\tC\t.\t.\t.\n")
+    seen: list[int] = []
+    together = run_vcf(planted, tmp_path, "".join(rows), Anywhere(seen))
+    assert sum(seen) == 15 * 3 + 1  # every allele once, the reference once
+    assert max(seen) > 10
+    alone: list[dict[str, str]] = []
+    for number, row in enumerate(rows):
+        found = run_vcf(planted, tmp_path, row, Anywhere([]))
+        alone += [{**one, "line": str(3 + number)} for one in found]
+    assert together == alone
+    assert len({row["alt_logit"] for row in together}) > 3
+
+
+def test_bins_in_the_next_window_are_counted(planted: Planted, tmp_path: Path) -> None:
+    def beyond(start: int, ref: str, alt: str) -> str:
+        return run_vcf(planted, tmp_path, f"chr1\t{start + 1}\t.\t{ref}\t{alt}\t.\t.\t.\n")[0]["bins_beyond"]
+
+    def at(start: int) -> str:
+        return text(planted, "chr1", start, start + 1)
+
+    def other(start: int) -> str:
+        return "ACGT".replace(at(start), "")[0]
+
+    edge = N_BINS * BIN_BP
+    assert beyond(200, at(200), other(200)) == "0"
+    assert beyond(edge - 1, at(edge - 1), other(edge - 1)) == "1"
+    assert beyond(edge, at(edge), other(edge)) == "1"
+    assert beyond(edge - 1, at(edge - 1), at(edge - 1) + "ACGT" * 8) == "2"
+    assert beyond(0, at(0), other(0)) == "0"  # there is nothing before the chromosome
+    assert beyond(11_999, at(11_999), other(11_999)) == "0"
 
 
 def test_every_nasty_row_is_written_with_its_reason(planted: Planted, tmp_path: Path) -> None:

@@ -3,26 +3,30 @@
 The rule, for every variant: the window is the one of the store's grid that holds the variant's first base. Bases before
 the variant keep their place, bases behind it move by the difference in length: an insertion pushes bases out of the
 window's end, a deletion lets the following ones in. An allele's score is the highest logit among the kept bins that
-touch its own bases and `flank_bp` around them. Bins beyond the window are not looked at. What cannot be scored is
-written with its reason and counted, never left out.
+touch its own bases and `flank_bp` around them. Bins beyond the window are not looked at, and counted. What cannot be
+scored is written with its reason and counted, never left out.
+
+Alleles that follow each other in one window go through the trunk together, convolutions anew only where bases are.
 """
 
-# n bins · p pairs
+# n bins · d trunk dim · p pairs
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float16, Float32, Int64, UInt8
+from torch import Tensor
 from tqdm import tqdm
 
 from tfbind_store.asked_pairs import Asked, EncodedPairs, encode_asked
@@ -32,14 +36,16 @@ from tfbind_store.genome import Genome
 from tfbind_store.loci import Locus
 from tfbind_store.precompute.as_read import embedder_as_read
 from tfbind_store.precompute.embedder import Codes, WindowEmbedder
+from tfbind_store.precompute.versions import embed_versions, remembering
 from tfbind_store.scoring import LoadedRun, load_run
 from tfbind_store.store import Store
 from tfbind_store.vcf import Variant, VcfRow, read_vcf
 
+ALLELES_AT_ONCE = 16
 _CODE_OF_LETTER = {letter: code for code, letter in enumerate("ACGTN")}
 TSV_COLUMNS = (
     "line", "allele", "chrom", "position", "id", "ref", "alt", "factor", "biotype", "ref_logit", "alt_logit",
-    "difference", "skipped",
+    "difference", "bins_beyond", "skipped",
 )  # fmt: skip
 
 
@@ -67,6 +73,8 @@ class VariantScore(NamedTuple):
     variant: Variant
     ref_logit: Float32[np.ndarray, " p"]
     alt_logit: Float32[np.ndarray, " p"]
+    n_beyond: int
+    """Bins of either allele or its flanks that lie in the next window, and were not looked at."""
     skipped: str
     """Why it has no score."""
 
@@ -77,13 +85,24 @@ class ScoredFile(NamedTuple):
     path: Path
     n_variants: int
     n_scored: int
+    n_beyond: int
+    """Scored alleles of which some bins lie in the next window."""
     skipped: dict[str, int]
     """By cause."""
     pairs: tuple[tuple[str, str], ...]
 
 
+class _Place(NamedTuple):
+    """Where a variant is scored."""
+
+    window: int
+    """-1 where it is not."""
+    chrom: str
+    reason: str
+
+
 class VariantScorer:
-    """Scores variants one after the other; neighbours in one window share its reference.
+    """Scores variants in their order; neighbours in one window share its reference.
 
     Parameters
     ----------
@@ -98,29 +117,54 @@ class VariantScorer:
     def __init__(
         self, store: Store, run: LoadedRun, encoded: EncodedPairs, embedder: WindowEmbedder, *, flank_bp: int
     ) -> None:
-        self.store, self.run, self.encoded, self.embedder, self.flank_bp = store, run, encoded, embedder, flank_bp
-        self._reference: tuple[int, Float32[np.ndarray, "n p"]] | None = None
+        self.store, self.run, self.encoded, self.flank_bp = store, run, encoded, flank_bp
+        twin = remembering(embedder)
+        self.embedder, self._together = twin or embedder, twin is not None
+        self._reference: tuple[int, Float16[Tensor, "n d"]] | None = None
         run.head.eval()
 
-    def score(self, variant: Variant) -> VariantScore:
-        """Return one variant's scores, or why there are none."""
+    def score(self, variants: Sequence[Variant]) -> list[VariantScore]:
+        """Return each variant's scores, or why there are none."""
+        placed = [self._place(variant) for variant in variants]
+        scores: list[VariantScore] = []
+        for window, group in itertools.groupby(zip(variants, placed, strict=True), lambda pair: pair[1].window):
+            while some := list(itertools.islice(group, ALLELES_AT_ONCE)):  # one row may hold thousands
+                scores += self._in_window(window, some) if window >= 0 else [self._skip(*pair) for pair in some]
+        return scores
+
+    def _place(self, variant: Variant) -> _Place:
         chrom = self.store.meta.aliases.get(variant.chrom, variant.chrom)
-        reason = variant.reason or self._misfit(variant, chrom)
-        nothing = np.full(len(self.encoded.names), np.nan, dtype=np.float32)
-        if reason:
-            return VariantScore(variant, nothing, nothing, reason)
+        if reason := variant.reason or self._misfit(variant, chrom):
+            return _Place(-1, chrom, reason)
         index = self.store.tiling.chrom_index[chrom]
-        window = int(self.store.tiling.address([index], [variant.start]).window[0])
-        if self._reference is None or self._reference[0] != window:
-            self._reference = window, self._logits(window, self._codes)
+        return _Place(int(self.store.tiling.address([index], [variant.start]).window[0]), chrom, "")
+
+    def _skip(self, variant: Variant, place: _Place) -> VariantScore:
+        nothing = np.full(len(self.encoded.names), np.nan, dtype=np.float32)
+        return VariantScore(variant, nothing, nothing, 0, place.reason)
+
+    def _in_window(self, window: int, group: Sequence[tuple[Variant, _Place]]) -> list[VariantScore]:
+        versions = [self._version(place.chrom, variant) for variant, place in group]
+        is_new = self._reference is None or self._reference[0] != window
+        if is_new:
+            versions.insert(0, self._codes)
+        made = embed_versions(self.embedder, window, versions, self.store.tiling, together=self._together)
+        # a head reads float16, as the store gives it
+        bins = [torch.from_numpy(np.asarray(one, dtype=np.float16)).to(self.run.source.device) for one in made]
+        if is_new:
+            self._reference = window, bins.pop(0)
+        assert self._reference is not None
+        scores = []
+        for (variant, _), alt in zip(group, bins, strict=True):
+            own, beyond = self._bins(window, variant.start, len(variant.ref))
+            other, beyond_alt = self._bins(window, variant.start, len(variant.alt))
+            logits = self._best(self._reference[1], own), self._best(alt, other)
+            scores.append(VariantScore(variant, *logits, max(beyond, beyond_alt), ""))
+        return scores
+
+    def _version(self, chrom: str, variant: Variant) -> Codes:
         changed = changed_codes(self.store.genome, chrom, variant.start, len(variant.ref), variant.alt)
-        other = self._logits(window, lambda locus: changed(locus.start, locus.end))
-        return VariantScore(
-            variant,
-            self._reference[1][self._bins(window, variant.start, len(variant.ref))].max(axis=0),
-            other[self._bins(window, variant.start, len(variant.alt))].max(axis=0),
-            "",
-        )
+        return lambda locus: changed(locus.start, locus.end)
 
     def _misfit(self, variant: Variant, chrom: str) -> str:
         """Return why a variant does not fit the genome or the grid."""
@@ -137,21 +181,21 @@ class VariantScorer:
     def _codes(self, locus: Locus) -> UInt8[np.ndarray, " bp"]:
         return self.store.genome.codes(locus.chrom, locus.start, locus.end)
 
-    def _logits(self, window: int, codes: Codes) -> Float32[np.ndarray, "n p"]:
-        (result,) = self.embedder.embed([window], codes, self.store.tiling)
-        # a head reads float16, as the store gives it
-        dna = torch.from_numpy(np.asarray(result.values, dtype=np.float16)).to(self.run.source.device)
+    def _best(self, dna: Float16[Tensor, "n d"], bins: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, " p"]:
         with torch.inference_mode():
-            return self.run.head.score_pairs(dna, self.encoded.pairs).float().cpu().numpy()
+            logits = self.run.head.score_pairs(dna[int(bins[0]) : int(bins[-1]) + 1], self.encoded.pairs)
+            best: Float32[np.ndarray, " p"] = logits.float().amax(dim=0).cpu().numpy()
+        return best
 
-    def _bins(self, window: int, start: int, n_bases: int) -> Int64[np.ndarray, " k"]:
-        """Return the window's kept bins that touch an allele and what stands around it."""
+    def _bins(self, window: int, start: int, n_bases: int) -> tuple[Int64[np.ndarray, " k"], int]:
+        """Return the window's kept bins that touch an allele and what stands around it, and how many more there are."""
         kept, grid = self.store.tiling.kept(window), self.store.grid
         first = (start - self.flank_bp - kept.start) // grid.bin_bp
         last = (start + max(1, n_bases) - 1 + self.flank_bp - kept.start) // grid.bin_bp
-        length_bp = self.store.genome.lengths_bp[kept.chrom]
-        n_real = -(-(min(kept.end, length_bp) - kept.start) // grid.bin_bp)
-        return np.arange(max(0, first), min(last + 1, n_real), dtype=np.int64)
+        n_left = -(-(self.store.genome.lengths_bp[kept.chrom] - kept.start) // grid.bin_bp)  # to the chromosome's end
+        first, last = max(first, -kept.start // grid.bin_bp), min(last, n_left - 1)
+        inside = np.arange(max(0, first), min(last + 1, grid.n_bins), dtype=np.int64)
+        return inside, last + 1 - first - len(inside)
 
 
 def changed_codes(
@@ -206,22 +250,43 @@ def score_vcf(
     embedder = embedder or embedder_as_read(store, run.arrays.windows, checkpoint=config.checkpoint)
     encoded = encode_asked(store, run, config.asked)
     scorer = VariantScorer(store, run, encoded, embedder, flank_bp=config.flank_bp)
-    skipped: Counter[str] = Counter()
-    n_variants = 0
     write = _write_tsv if out.suffix.lower() == ".tsv" else _write_vcf
+    skipped: Counter[str] = Counter()
+    n_variants = n_beyond = 0
     with _whole(out) as file:
-        if out.suffix.lower() == ".tsv":
+        if write is _write_tsv:
             file.write("\t".join(TSV_COLUMNS) + "\n")
-        for item in tqdm(read_vcf(vcf), desc="score", unit="row", disable=None):
-            if isinstance(item, str):
+        for part in _parts(tqdm(read_vcf(vcf), desc="score", unit="row", disable=None)):
+            if isinstance(part, str):
                 if write is _write_vcf:
-                    file.write(_header(item))
+                    file.write(_header(part))
                 continue
-            scores = [scorer.score(variant) for variant in item.variants]
+            scores = scorer.score([variant for row in part for variant in row.variants])
             n_variants += len(scores)
+            n_beyond += sum(score.n_beyond > 0 for score in scores)
             skipped.update(score.skipped for score in scores if score.skipped)
-            write(file, item, scores, encoded)
-    return ScoredFile(out, n_variants, n_variants - skipped.total(), dict(skipped), encoded.names)
+            ordered = iter(scores)
+            for row in part:
+                write(file, row, list(itertools.islice(ordered, len(row.variants))), encoded)
+    return ScoredFile(out, n_variants, n_variants - skipped.total(), n_beyond, dict(skipped), encoded.names)
+
+
+def _parts(items: Iterable[str | VcfRow]) -> Iterator[str | list[VcfRow]]:
+    """Yield header lines, and rows in groups of about `ALLELES_AT_ONCE` alleles."""
+    rows: list[VcfRow] = []
+    for item in items:
+        if isinstance(item, str):
+            if rows:
+                yield rows
+                rows = []
+            yield item
+            continue
+        rows.append(item)
+        if sum(len(row.variants) for row in rows) >= ALLELES_AT_ONCE:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
 
 
 def _write_tsv(file: IO[str], row: VcfRow, scores: list[VariantScore], encoded: EncodedPairs) -> None:
@@ -231,7 +296,7 @@ def _write_tsv(file: IO[str], row: VcfRow, scores: list[VariantScore], encoded: 
         for place, pair in enumerate(encoded.names):
             ref, alt = float(score.ref_logit[place]), float(score.alt_logit[place])
             numbers = ["", "", ""] if score.skipped else [f"{ref:.6g}", f"{alt:.6g}", f"{alt - ref:.6g}"]
-            file.write("\t".join(map(str, (*start, *pair, *numbers, score.skipped))) + "\n")
+            file.write("\t".join(map(str, (*start, *pair, *numbers, score.n_beyond, score.skipped))) + "\n")
 
 
 def _header(line: str) -> str:

@@ -150,6 +150,8 @@ def score(
     config = VariantConfig(asked=asked, flank_bp=flank_bp, checkpoint=places.get("windows"), device=device)
     result = score_vcf(Store.open(store), name, vcf, out, config)
     text = [f"{result.n_scored:,} of {result.n_variants:,} alleles scored into {result.path}"]
+    if result.n_beyond:
+        text.append(f"  {result.n_beyond:,} have bins in the next window, which were not looked at")
     text += [f"  skipped {count:,}: {cause.replace('_', ' ')}" for cause, count in result.skipped.items()]
     emit(result, text, as_json=as_json)
 

@@ -20,6 +20,7 @@ from tfbind_store.on_reading import Reading
 from tfbind_store.precompute.embedder import Codes, TrunkGeometry, WindowEmbedder, WindowEmbedding
 from tfbind_store.precompute.project import projector_of
 from tfbind_store.precompute.remaking import remake, require_remade
+from tfbind_store.precompute.versions import remembering
 from tfbind_store.precompute.window_options import as_computed
 from tfbind_store.spec import PROJECTED, EmbeddingSpec
 from tfbind_store.store import Store
@@ -86,6 +87,11 @@ class _Mapped:
     def geometry(self) -> TrunkGeometry:
         """Of the embedder, with the map's channels."""
         return replace(self.embedder.geometry, dim=self._dim)
+
+    def remembering(self) -> WindowEmbedder | None:
+        """Return the same over a twin of the embedder that keeps what it has computed; None if it has none."""
+        twin = remembering(self.embedder)
+        return None if twin is None else _Mapped(twin, self.through, self._spec, dim=self._dim)
 
     def spec(self, genome_digest: str, grid: Grid) -> EmbeddingSpec:
         """Return the array's spec: this is what it holds, or is read as."""

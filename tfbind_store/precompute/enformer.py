@@ -45,6 +45,7 @@ from tfbind_store.precompute.trunk_files import (
     load_trunk,
     save_trunk,
 )
+from tfbind_store.precompute.versions import REMEMBERED_CHUNK_TOKENS, RememberingTrunk
 from tfbind_store.precompute.weights import hub_folder, multiplies_bfloat16, pick_device, weights_digest
 from tfbind_store.spec import EmbeddingSpec
 
@@ -208,6 +209,13 @@ class EnformerEmbedder:
         twin = object.__new__(type(self))
         twin.__dict__.update({**self.__dict__, "precision": "float32"})
         twin.__dict__.pop("fast", None)  # its weights are laid out anew
+        return twin
+
+    def remembering(self) -> EnformerEmbedder:
+        """Return the same trunk, convolutions kept for bases that come again (`versions`)."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update({**self.__dict__, "chunk_tokens": REMEMBERED_CHUNK_TOKENS})
+        twin.__dict__["fast"] = RememberingTrunk(self.fast)
         return twin
 
     def spec(self, genome_digest: str, grid: Grid) -> EmbeddingSpec:

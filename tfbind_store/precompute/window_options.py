@@ -6,6 +6,7 @@ genome order. Enformer reads strands itself, since its neighbouring windows shar
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from tfbind_store.int8 import SCALE_ROWS
 from tfbind_store.loci import Grid, Locus, Tiling
 from tfbind_store.on_reading import FIELD, Reading
 from tfbind_store.precompute.embedder import Codes, TrunkGeometry, WindowEmbedder, WindowEmbedding
+from tfbind_store.precompute.versions import remembering
 from tfbind_store.spec import EmbeddingSpec
 from tfbind_store.transforms import pack
 
@@ -125,6 +127,15 @@ class _Optioned:
     def exact(self) -> WindowEmbedder:
         """Return the embedder in float32, read as this one."""
         return _Optioned(self._embedder.exact(), replace(self._choice, final_on_reading=False))
+
+    def remembering(self) -> WindowEmbedder | None:
+        """Return the same over a twin of the embedder that keeps what it has computed; None if it has none."""
+        inner = remembering(self._embedder)
+        if inner is None:
+            return None
+        twin = copy.copy(self)
+        twin._embedder = inner
+        return twin
 
     def spec(self, genome_digest: str, grid: Grid) -> EmbeddingSpec:
         """Return the embedder's spec with these options in its identity."""
