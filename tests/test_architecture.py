@@ -68,7 +68,7 @@ LAYERS: list[list[set[str]]] = [
         {"durable"},
         {"textfiles"},
         {"figures"},
-        {"metrics", "summary", "curves", "track_metrics"},
+        {"metrics", "reliability", "intervals", "summary", "curves", "track_metrics"},
     ],
     [{"errors"}],
 ]

@@ -18,7 +18,7 @@ OPTIONS = {"width": 16, "filip_heads": 4, "filip_dim": 4, "tower_dim": 8, "n_que
 COLUMNS = [
     "run", "scorer", "factor", "biotype", "experiment", "chroms", "holdout", "n_bins", "n_positive", "prevalence",
     "auroc", "auprc", "auprc_over_prevalence", "recall_at_fdr_5", "recall_at_fdr_10", "recall_at_fdr_25",
-    "recall_at_fdr_50",
+    "recall_at_fdr_50", "precision_at_recall_5", "f1_best", "f1_cutoff",
 ]  # fmt: skip
 
 

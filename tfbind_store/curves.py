@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from tfbind_store.metrics import thresholds
+from tfbind_store.metrics import Tallies
 from tfbind_store.summary import LEAST_POSITIVES
 
 PLACES = np.linspace(0, 1, 101)
@@ -27,27 +27,25 @@ class FactorCurves(NamedTuple):
     """The share of bound bins found at this false positive rate."""
 
 
-def factor_curves(labels: Float[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> FactorCurves:
-    """Return the curves of one set of labels (NaN left out) and scores.
+def factor_curves(calls: Tallies) -> FactorCurves:
+    """Return the curves of counted calls.
 
     Examples
     --------
-    >>> factor_curves(np.array([1.0, 0.0, 1.0, 0.0]), np.array([4.0, 3.0, 2.0, 1.0])).precision[[0, 50, 100]].round(
-    ...     3
-    ... ).tolist()
+    >>> from tfbind_store.metrics import tally
+    >>> calls = tally(np.array([1.0, 0.0, 1.0, 0.0]), np.array([4.0, 3.0, 2.0, 1.0]))
+    >>> factor_curves(calls).precision[[0, 50, 100]].round(3).tolist()
     [1.0, 1.0, 0.667]
     """
-    labelled = ~np.isnan(labels)
-    truth = labels[labelled] > 0.5
-    calls = thresholds(truth, np.asarray(scores)[labelled])
-    n_positive, n_negative = int(truth.sum()), int((~truth).sum())
-    assert min(n_positive, n_negative) > 0, "a curve needs bins of both kinds"
-    recall = calls.true_calls / n_positive
-    precision = calls.true_calls / (calls.true_calls + calls.false_calls)
-    best_from_here_on = np.maximum.accumulate(precision[::-1])[::-1]
+    assert min(calls.n_positive, calls.n_negative) > 0, "a curve needs bins of both kinds"
+    recall = calls.recall
+    best_from_here_on = np.maximum.accumulate(calls.precision[::-1])[::-1]
     at = np.searchsorted(recall, PLACES - 1e-12)
-    false_rate = np.concatenate([[0.0], calls.false_calls / n_negative])
-    return FactorCurves(best_from_here_on[at], np.interp(PLACES, false_rate, np.concatenate([[0.0], recall])))
+    # Each cut-off goes from what lies above it to what it calls; between cut-offs only unbound bins are added.
+    false_rate = np.stack([calls.false_above, calls.false_calls], axis=1).reshape(-1) / calls.n_negative
+    found = np.stack([recall - calls.steps / calls.n_positive, recall], axis=1).reshape(-1)
+    corners = np.concatenate([[0.0], false_rate, [1.0]]), np.concatenate([[0.0], found, [1.0]])
+    return FactorCurves(best_from_here_on[at], np.interp(PLACES, *corners))
 
 
 class MeanCurves:
@@ -56,13 +54,12 @@ class MeanCurves:
     def __init__(self) -> None:
         self._sums: dict[tuple[str, str], tuple[int, np.ndarray]] = {}
 
-    def add(self, holdout: str, scorer: str, labels: Float[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> None:
+    def add(self, holdout: str, scorer: str, calls: Tallies) -> None:
         """Add one factor; one with too few bound bins, or no unbound one, is passed over."""
-        n_positive = int(np.nansum(labels))
-        if n_positive < LEAST_POSITIVES or n_positive == int((~np.isnan(labels)).sum()):
+        if calls.n_positive < LEAST_POSITIVES or calls.n_negative == 0:
             return
         number, total = self._sums.get((holdout, scorer), (0, np.zeros((2, len(PLACES)))))
-        self._sums[holdout, scorer] = (number + 1, total + np.stack(factor_curves(labels, scores)))
+        self._sums[holdout, scorer] = (number + 1, total + np.stack(factor_curves(calls)))
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the columns of ``curves.parquet``: curve (pr or roc), holdout, scorer, n_factors, x, y."""

@@ -27,7 +27,7 @@ from tfbind_store.curves import MeanCurves
 from tfbind_store.errors import ConfigError, SelectionError
 from tfbind_store.feed import Experiments
 from tfbind_store.heads.checkpoint import write_atomically
-from tfbind_store.metrics import BinaryScores, score_binary
+from tfbind_store.metrics import BinaryScores, score_tallies, tally
 from tfbind_store.names import near_miss
 from tfbind_store.query import rows, splits
 from tfbind_store.query.labels import Truth
@@ -239,8 +239,9 @@ def _score_group(
             kin = {factor: protein.genes for factor, protein in world.proteins.items()}
             scorers[baselines.ORACLE] = baselines.bound_by_others(world.truth, world.experiments, place, bins, kin=kin)
         for scorer, scores in scorers.items():
-            curves.add(group.holdout, scorer, labels, scores)
-            yield _row(run.name, scorer, world, place, group, score_binary(labels, scores))
+            calls = tally(labels, scores)
+            curves.add(group.holdout, scorer, calls)
+            yield _row(run.name, scorer, world, place, group, score_tallies(calls))
 
 
 def _row(run: str, scorer: str, world: World, place: int, group: Group, scores: BinaryScores) -> dict[str, Any]:
