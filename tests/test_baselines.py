@@ -8,7 +8,6 @@ from tests.planted import planted  # noqa: F401
 from tfbind_store.baselines import (
     LOWEST,
     FactorProtein,
-    bound_by_others,
     factor_proteins,
     motif_scores,
     motifs_of,
@@ -17,8 +16,6 @@ from tfbind_store.baselines import (
     scan_bins,
 )
 from tfbind_store.errors import DependencyError, InputFileError
-from tfbind_store.feed import Experiments
-from tfbind_store.query.labels import load_truth
 
 JASPAR = """>MA0001.1\tWE\tP00001
 A  [ 0 0 8 ]
@@ -76,18 +73,6 @@ def test_proteins_of_the_store_are_found(planted):  # noqa: F811
     assert proteins[0].genes == {"WEA"}
     assert proteins[0].sequence.startswith("M")
     assert len(proteins) == 8
-
-
-def test_oracle_counts_other_factors_of_the_biotype(planted):  # noqa: F811
-    truth = load_truth(planted.store)
-    experiments = Experiments(np.arange(16), np.tile(np.arange(8), 2), np.repeat([0, 1], 8))
-    bins = planted.store.tiling.global_bins(3)
-    genes = {factor: frozenset({str(factor)}) for factor in range(8)}
-    of_wea = bound_by_others(truth, experiments, 0, bins, kin=genes)
-    site = planted.sites["chr4"]["WE"][0] // 32
-    assert of_wea[site] == 2  # WEB and WEC in cellA, not WEA itself, not cellB
-    genes[1] = frozenset({"0", "1"})
-    assert bound_by_others(truth, experiments, 0, bins, kin=genes)[site] == 1
 
 
 class TestMotifs:

@@ -1,3 +1,4 @@
+import csv
 import json
 
 import numpy as np
@@ -5,9 +6,11 @@ import pytest
 import torch
 
 from tests.planted import CHROMS, make_planted
+from tests.query.world import busy_world
 from tfbind_store.catalog import Catalog
 from tfbind_store.errors import ConfigError
 from tfbind_store.evaluate import EvaluateConfig, evaluate_run
+from tfbind_store.holdouts import label_column
 from tfbind_store.metrics import score_binary
 from tfbind_store.query.labels import load_truth
 from tfbind_store.query.selection import SelectionConfig, make_selection
@@ -18,7 +21,9 @@ OPTIONS = {"width": 16, "filip_heads": 4, "filip_dim": 4, "tower_dim": 8, "n_que
 COLUMNS = [
     "run", "scorer", "factor", "biotype", "experiment", "chroms", "holdout", "n_bins", "n_positive", "prevalence",
     "auroc", "auprc", "auprc_over_prevalence", "recall_at_fdr_5", "recall_at_fdr_10", "recall_at_fdr_25",
-    "recall_at_fdr_50", "precision_at_recall_5", "f1_best", "f1_cutoff",
+    "recall_at_fdr_50", "precision_at_recall_5", "f1_best", "f1_cutoff", "auroc_low", "auroc_high", "auprc_low",
+    "auprc_high", "model_ahead", "brier", "accuracy", "calibration_error", "pearson", "spearman", "nearest",
+    "similarity",
 ]  # fmt: skip
 
 
@@ -91,7 +96,88 @@ def test_scores_equal_those_of_the_genome_pass(planted, scored):
 
 def test_baselines_and_oracle_stand_beside_the_model(scored):
     scorers = {row["scorer"] for row in rows(scored, factor="WEA", biotype="cellA")}
-    assert scorers == {"model", "nearest_factor", "training_mean", "prevalence", "oracle"}
+    assert scorers == {"model", "nearest_factor", "training_mean", "gc_content", "prevalence", "oracle"}
+
+
+def test_binding_of_training_factors_is_a_baseline_only_where_it_was_trained_on(scored):
+    """OLA is held out: on chr1 and chr2 the peaks of OLB and OLC were in training, on chr4 nobody's were."""
+    on_training = {row["scorer"]: row for row in rows(scored, factor="OLA", biotype="cellA", chroms="chr1,chr2")}
+    assert on_training["training_binding"]["auprc"] > 3 * on_training["prevalence"]["auprc"]
+    elsewhere = {row["scorer"] for row in rows(scored) if "chr4" in row["chroms"]}
+    assert "training_binding" not in elsewhere
+
+
+def test_intervals_hold_the_score_and_the_model_is_ahead_of_prevalence(scored):
+    for row in rows(scored, scorer="model"):
+        if row["n_positive"] > 10:
+            assert row["auprc_low"] <= row["auprc"] <= row["auprc_high"]
+            assert row["auroc_low"] <= row["auroc"] <= row["auroc_high"]
+    assert all(row["model_ahead"] == 1 for row in rows(scored, scorer="prevalence") if row["n_positive"] > 10)
+    assert all(np.isnan(row["model_ahead"]) for row in rows(scored, scorer="model"))
+
+
+def test_probabilities_of_the_model_are_calibrated_on_validation(scored):
+    said = json.loads(scored.path.with_name("evaluation.json").read_text())
+    assert said["probability"] == "isotonic on validation bins"
+    for row in rows(scored):
+        assert np.isnan(row["brier"]) == (row["scorer"] != "model")
+    model = [row for row in rows(scored, scorer="model") if row["n_positive"]]
+    assert np.median([row["brier"] for row in model]) < np.median([row["prevalence"] for row in model])
+    curve = Catalog.read_parquet(scored.path.with_name("reliability.parquet"))
+    assert set(curve["kind"]) == {"own", "calibrated"}
+    assert curve["n"].sum() == 2 * sum(row["n_bins"] for row in rows(scored, scorer="model"))
+
+
+def test_csv_and_json_say_what_the_parquet_says(scored):
+    with scored.path.with_suffix(".csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    said = json.loads(scored.path.with_suffix(".json").read_text())
+    assert len(table) == len(said) == scored.n_rows
+    for text, value, row in zip(table, said, rows(scored), strict=True):
+        assert list(text) == list(value) == COLUMNS
+        for name in ("auprc", "brier", "model_ahead"):
+            missing = np.isnan(row[name])
+            assert (value[name] is None, text[name] == "") == (missing, missing)
+            assert missing or float(text[name]) == value[name] == pytest.approx(row[name], abs=0)
+
+
+def test_each_chromosome_is_scored_alone_where_there_are_several(scored):
+    table = Catalog.read_parquet(scored.path.with_name("chromosomes.parquet"))
+    one = [dict(zip(table, row, strict=True)) for row in table.rows()]
+    assert {row["chrom"] for row in one} == {"chr1", "chr2"}
+    whole = rows(scored, factor="OLA", biotype="cellA", scorer="model", chroms="chr1,chr2")[0]
+    parts = [r for r in one if (r["factor"], r["biotype"], r["scorer"]) == ("OLA", "cellA", "model")]
+    assert sum(row["n_positive"] for row in parts) == whole["n_positive"]
+    said = json.loads(scored.path.with_name("evaluation.json").read_text())
+    assert {row["chrom"] for row in said["by"]["chrom"]} == {"chr1", "chr2"}
+    assert {row["biotype"] for row in said["by"]["biotype"]} == {"cellA", "cellB"}
+
+
+def test_loci_for_the_report_are_kept_with_prediction_and_label(scored):
+    loci = Catalog.read_parquet(scored.path.with_name("loci.parquet"))
+    assert set(loci["holdout"]) <= {row["holdout"] for row in rows(scored)}
+    assert ((loci["probability"] >= 0) & (loci["probability"] <= 1)).all()
+    assert np.nansum(loci["label"]) > 0
+
+
+def test_ambiguous_bins_are_in_no_score(tmp_path):
+    """Bins that a lenient call touches and no peak binds are neither bound nor unbound, as in the DREAM challenge."""
+    world = busy_world(tmp_path)
+    store = world.write()
+    truth = load_truth(store)
+    labels = label_column(truth, 0, store.tiling.global_bins(0), at_once=7)
+    with_lenient_calls, without = np.isnan(labels).sum(), np.isnan(truth.labels(3, store.tiling.global_bins(0))).sum()
+    assert with_lenient_calls > without
+    assert score_binary(labels, np.zeros(len(labels))).n_bins == len(labels) - with_lenient_calls
+
+
+def test_little_memory_gives_the_same_scores(planted, scored):
+    wanted = {(r["scorer"], r["factor"], r["biotype"], r["holdout"]): r["auprc"] for r in rows(scored)}
+    got = evaluate_run(planted.store, "good", EvaluateConfig(memory_gb=1e-6))
+    assert got.n_rows == scored.n_rows
+    for row in rows(got):
+        expected = wanted[row["scorer"], row["factor"], row["biotype"], row["holdout"]]
+        assert row["auprc"] == pytest.approx(expected, rel=1e-3, nan_ok=True)
 
 
 def test_prevalence_scores_half_and_itself(scored):

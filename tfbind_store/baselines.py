@@ -1,8 +1,11 @@
 """What a head must beat, from nothing but what it was allowed to see; and one oracle that it was not.
 
 *nearest factor*: the head's own score of the most similar training protein. *training mean*: the mean of its scores
-over training factors. *motif*: the best match of a known matrix in the bin. *prevalence*: no knowledge at all. The
-*oracle* counts the other factors that were measured to bind the bin: it sees the answers nearby and stands apart.
+over training factors. *motif*: the best match of a known matrix in the bin. *gc content*: how often training
+experiments bind bins of such composition. *accessibility*: the biotype's own signal. *training binding*: how many
+training experiments bind the bin, for what was held out on places that were trained on. *prevalence*: no knowledge at
+all. The *oracle* counts the other factors that were measured to bind the bin: it sees the answers nearby and stands
+apart. What is measured rather than predicted is in ``measured``.
 """
 
 from __future__ import annotations
@@ -19,10 +22,8 @@ from jaxtyping import Float32, Int64, UInt8
 from tfbind_store.catalog import Catalog
 from tfbind_store.errors import DependencyError, InputFileError
 from tfbind_store.factors import kmer_similarity
-from tfbind_store.feed import Experiments
 from tfbind_store.genome import Genome
 from tfbind_store.loci import Tiling
-from tfbind_store.query.labels import Truth
 
 NEAREST, TRAINING_MEAN, MOTIF, PREVALENCE, ORACLE = (
     "nearest_factor",
@@ -31,6 +32,7 @@ NEAREST, TRAINING_MEAN, MOTIF, PREVALENCE, ORACLE = (
     "prevalence",
     "oracle",
 )
+GC, ACCESSIBILITY, TRAINING_BINDING = "gc_content", "accessibility", "training_binding"
 LOWEST = np.float32(-1e9)
 """Score of a bin in which no whole match fits."""
 PSEUDOCOUNT = 0.1
@@ -95,38 +97,6 @@ def nearest_training_factor(
     similarity = alike[np.arange(len(asked)), best]
     factor_id = np.where(similarity >= 0, np.asarray(known, dtype=np.int64)[best], -1)
     return Nearest(factor_id, similarity.astype(np.float32))
-
-
-def bound_by_others(
-    truth: Truth,
-    experiments: Experiments,
-    target: int,
-    bins: Int64[np.ndarray, " k"],
-    *,
-    kin: Mapping[int, frozenset[str]],
-) -> Float32[np.ndarray, " k"]:
-    """Return how many other factors' experiments bind each bin: those of the same biotype, if there are any others.
-
-    Parameters
-    ----------
-    target
-        Place of the experiment that is asked about.
-    kin
-        Genes of each factor; factors that share one with the target's are not counted.
-    """
-    own = kin.get(int(experiments.factor_id[target]), frozenset())
-    others = np.array(
-        [
-            int(factor) != int(experiments.factor_id[target]) and not (own & kin.get(int(factor), frozenset()))
-            for factor in experiments.factor_id
-        ]
-    )
-    same = others & (experiments.biotype_id == experiments.biotype_id[target])
-    counted = np.flatnonzero(same if same.any() else others)
-    total = np.zeros(truth.tiling.n_bins, dtype=np.float32)
-    for place in counted:
-        total[truth.positives(int(experiments.experiment_id[place]))] += 1
-    return np.asarray(total[bins])
 
 
 class Motif(NamedTuple):

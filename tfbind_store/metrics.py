@@ -59,17 +59,18 @@ class Tallies(NamedTuple):
     @property
     def recall(self) -> Float[np.ndarray, " t"]:
         """Share of the bound bins that each cut-off finds."""
-        return self.true_calls / self.n_positive
+        return np.asarray(self.true_calls / self.n_positive)
 
     @property
     def precision(self) -> Float[np.ndarray, " t"]:
         """Share of its calls that are bound."""
-        return self.true_calls / (self.true_calls + self.false_calls)
+        return np.asarray(self.true_calls / (self.true_calls + self.false_calls))
 
     @property
     def steps(self) -> Int64[np.ndarray, " t"]:
         """Bound bins that have exactly this score."""
-        return np.diff(self.true_calls, prepend=0)
+        steps: Int64[np.ndarray, " t"] = np.diff(self.true_calls, prepend=0)
+        return steps
 
 
 def tally(labels: Float[np.ndarray, " n"], scores: Float[np.ndarray, " n"]) -> Tallies:
@@ -122,10 +123,13 @@ def score_tallies(calls: Tallies) -> BinaryScores:
         auroc(calls),
         auprc,
         auprc / prevalence,
-        *at_fdr,
-        float(precision[recall >= LEAST_RECALL - _ALMOST].max()),
-        float(f1[best]),
-        float(calls.cutoffs[best]),
+        recall_at_fdr_5=at_fdr[0],
+        recall_at_fdr_10=at_fdr[1],
+        recall_at_fdr_25=at_fdr[2],
+        recall_at_fdr_50=at_fdr[3],
+        precision_at_recall_5=float(precision[recall >= LEAST_RECALL - _ALMOST].max()),
+        f1_best=float(f1[best]),
+        f1_cutoff=float(calls.cutoffs[best]),
     )
 
 

@@ -49,7 +49,7 @@ def probabilities(scores: Float[np.ndarray, "*shape"], loss: str) -> Float[np.nd
     """
     values = np.asarray(scores)
     if loss == "mse":
-        return np.clip(values, 0, 1)
+        return np.asarray(np.clip(values, 0, 1))
     with np.errstate(over="ignore"):
         return np.asarray(1 / (1 + np.exp(-values)), dtype=values.dtype)
 

@@ -158,6 +158,25 @@ def verdicts(cases: Sequence[Case]) -> list[str]:
     return sentences
 
 
+def breakdown(scores: Sequence[Row], key: str) -> list[Row]:
+    """Return the model's medians for every value of `key` (factor, biotype, chrom) and kind of hold-out.
+
+    Experiments with fewer bound bins than `LEAST_POSITIVES` are counted, not scored.
+    """
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in scores:
+        if row["scorer"] == MODEL:
+            groups.setdefault((row["holdout"], str(row[key])), []).append(row)
+    found = []
+    for (holdout, value), rows in sorted(groups.items(), key=lambda item: (seen_first(item[0][0]), item[0][1])):
+        counted = [row for row in rows if row["n_positive"] >= LEAST_POSITIVES]
+        medians = {name: median(row[name] for row in counted) for name in ("auroc", "auprc", "prevalence")}
+        found.append(
+            {"holdout": holdout, key: value, "n_experiments": len(rows), "n_counted": len(counted), **medians}
+        )
+    return found
+
+
 def seen_first(holdout: str) -> tuple[int, str]:
     """Sort key of the kinds of hold-out: the less was held out, the earlier."""
     return (0 if holdout == "seen" else holdout.count("+") + 1), holdout

@@ -171,8 +171,11 @@ def _train_folds(
 @click.option("--motifs", type=click.Path(path_type=Path), help="JASPAR file for the motif baseline.")
 @click.option("--chroms", metavar="LIST", help="Chromosomes; the selection's test chromosomes if not given.")
 @click.option("--factor", "factors", multiple=True, help="Only this factor. Repeatable.")
+@click.option("--loci", type=click.Path(path_type=Path), help="BED of loci for the report; else some are chosen.")
 @click.option("--oracle/--no-oracle", "with_oracle", default=True, help="Score measured binding of other factors too.")
 @click.option("--signal/--no-signal", "with_signal", default=True, help="With the run's signal gate, if it has one.")
+@click.option("--cutoff", type=float, default=0.5, show_default=True, help="Probability called bound, for accuracy.")
+@click.option("--memory-gb", type=float, default=2.0, show_default=True, help="For scores that are kept at once.")
 @click.option("--device", default="cpu", show_default=True, help="Where the head runs.")
 @VERIFY
 @json_option
@@ -181,16 +184,19 @@ def evaluate(
     motifs: Path | None,
     chroms: str | None,
     factors: tuple[str, ...],
+    loci: Path | None,
     with_oracle: bool,
     with_signal: bool,
+    cutoff: float,
+    memory_gb: float,
     device: str,
     verify: Verify,
     as_json: bool,
 ) -> None:
     """Score a run on what it has not seen, beside its baselines.
 
-    Every labelled bin of the test chromosomes counts, so that the prevalence is the genome's; held-out factors are
-    scored on chromosomes that were trained on too. Writes scores.parquet into the run's folder.
+    Every labelled bin of the test places counts, so that the prevalence is the genome's; held-out factors are scored
+    on places that were trained on too. Writes scores.parquet, .csv and .json into the run's folder.
     """
     from tfbind_store import summary
     from tfbind_store.evaluate import EvaluateConfig, evaluate_run
@@ -201,8 +207,11 @@ def evaluate(
         motifs=motifs,
         chroms=tuple(listed(chroms)),
         factors=factors,
+        loci=loci,
         with_oracle=with_oracle,
         with_signal=with_signal,
+        cutoff=cutoff,
+        memory_gb=memory_gb,
         device=device,
     )
     result = evaluate_run(Store.open(store, verify=verify), name, config)
