@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 # Okabe and Ito's palette (2008), darkest first: distinct for colour-blind readers and in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 WIDTH_IN, HEIGHT_IN = 4.8, 3.9
+MOST_DOTS = 1500
 Points = Sequence[tuple[float, float]]
 _RC: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -75,6 +76,14 @@ def _without_idle_ids(svg: str) -> str:
     return re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", svg)
 
 
+def sized(svg: str) -> str:
+    """Return a figure as a file of its own, twice as large as on a page."""
+    box = re.search(r'viewBox="0 0 ([0-9.]+) ([0-9.]+)"', svg)
+    assert box, "every figure has a view box"
+    width, height = (round(2 * float(side)) for side in box.groups())
+    return svg.replace("<svg ", f'<svg width="{width}" height="{height}" ', 1)
+
+
 def scatter_against(
     name: str, caption: str, points: Mapping[str, Points], *, x_label: str, y_label: str, log: bool
 ) -> Picture:
@@ -87,8 +96,7 @@ def scatter_against(
         low = max(float(every.min()) * 0.8, 1e-4) if is_log else 0.0
         axes.plot([low, 1], [low, 1], color="#777777", linewidth=1)
         for colour, (label, group) in zip(COLOURS, points.items(), strict=False):
-            x, y = _columns(group)
-            axes.scatter(x, y, s=14, color=colour, alpha=0.75, linewidths=0, label=f"{label} ({len(x)})")
+            _dots(axes, group, colour, label)
         if is_log:
             axes.set(xscale="log", yscale="log", xlim=(low, 1.1), ylim=(low, 1.1))
             _plain_numbers(axes, both=True)
@@ -98,20 +106,28 @@ def scatter_against(
     return draw(name, caption, paint)
 
 
-def scatter_counts(name: str, caption: str, points: Mapping[str, Points], *, x_label: str, y_label: str) -> Picture:
-    """Draw a score against a count, on a logarithmic axis if the counts differ tenfold."""
+def scatter_counts(
+    name: str, caption: str, points: Mapping[str, Points], *, x_label: str, y_label: str, is_count: bool = True
+) -> Picture:
+    """Draw a score against a number; counts stand on a logarithmic axis if they differ tenfold."""
 
     def paint(axes: Axes) -> None:
         for colour, (label, group) in zip(COLOURS, points.items(), strict=False):
-            x, y = _columns(group)
-            axes.scatter(x, y, s=14, color=colour, alpha=0.75, linewidths=0, label=f"{label} ({len(x)})")
+            _dots(axes, group, colour, label)
         axes.set(xlabel=x_label, ylabel=y_label)
-        if _spans_a_decade(np.asarray([x for group in points.values() for x, _ in group], dtype=float)):
+        if is_count and _spans_a_decade(np.asarray([x for group in points.values() for x, _ in group], dtype=float)):
             axes.set(xscale="log")
             _plain_numbers(axes, both=False)
         _legend(axes)
 
     return draw(name, caption, paint)
+
+
+def _dots(axes: Axes, group: Points, colour: str, label: str) -> None:
+    """Draw dots; many of them as one picture inside the figure, so that a page does not grow with every factor."""
+    x, y = _columns(group)
+    is_many = len(x) > MOST_DOTS
+    axes.scatter(x, y, s=14, color=colour, alpha=0.75, linewidths=0, label=f"{label} ({len(x)})", rasterized=is_many)
 
 
 def lines(
@@ -124,20 +140,29 @@ def lines(
     markers: bool = False,
     limits: tuple[float, float] | None = None,
     diagonal: bool = False,
+    log: bool = False,
+    looks: Mapping[str, tuple[int, int]] | None = None,
 ) -> Picture:
-    """Draw one line per named curve."""
+    """Draw one line per named curve.
+
+    Parameters
+    ----------
+    looks
+        Number of colour and of dashes of some curves, so that a thing looks the same in every figure.
+    """
 
     def paint(axes: Axes) -> None:
         styles = ("-", "--", "-.", ":")
         if diagonal:
-            axes.plot([0, 1], [0, 1], color="#999999", linewidth=1)
+            axes.plot([1e-6, 1], [1e-6, 1], color="#777777", linewidth=1)
         for index, (label, curve) in enumerate(curves.items()):
             x, y = _columns(curve)
+            colour, dashes = (looks or {}).get(label, (index, index // len(COLOURS)))
             axes.plot(
                 x,
                 y,
-                color=COLOURS[index % len(COLOURS)],
-                linestyle=styles[index // len(COLOURS) % len(styles)],
+                color=COLOURS[colour % len(COLOURS)],
+                linestyle=styles[dashes % len(styles)],
                 marker="o" if markers else None,
                 markersize=4,
                 linewidth=1.6,
@@ -146,6 +171,10 @@ def lines(
         axes.set(xlabel=x_label, ylabel=y_label)
         if limits:
             axes.set(ylim=limits)
+        if log:
+            low = min((min(x, y) for curve in curves.values() for x, y in curve if min(x, y) > 0), default=0.01)
+            axes.set(xscale="log", yscale="log", xlim=(low / 1.5, 1.2), ylim=(low / 1.5, 1.2))
+            _plain_numbers(axes, both=True)
         _legend(axes)
 
     return draw(name, caption, paint)

@@ -8,12 +8,9 @@ from anywhere.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,23 +18,12 @@ import jinja2
 import numpy as np
 
 from tfbind_store import figures
-from tfbind_store.catalog import Catalog
-from tfbind_store.errors import StoreMissing
-from tfbind_store.summary import (
-    LEAST_POSITIVES,
-    ORACLE,
-    PREVALENCE,
-    Case,
-    Row,
-    cases,
-    headlines,
-    median,
-    seen_first,
-    spaced,
-    verdicts,
-)
+from tfbind_store.errors import TfbindError
+from tfbind_store.report_figures import pictures
+from tfbind_store.report_runs import Run, read_genes, read_run
+from tfbind_store.store import Store
+from tfbind_store.summary import LEAST_POSITIVES, Headline, compare, headlines, spaced, verdicts
 
-FDR_LEVELS = (5, 10, 25, 50)
 REPORT_NAME = "report.html"
 SELECTION_FACTS = (
     "name",
@@ -49,7 +35,6 @@ SELECTION_FACTS = (
     "held_out",
     "dropped",
     "shortfall",
-    "leaks",
     "notes",
     "warnings",
 )
@@ -63,25 +48,9 @@ class ReportFiles(NamedTuple):
     figures: list[Path]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What one run's folder holds."""
-
-    name: str
-    path: Path
-    header: Mapping[str, Any]
-    """The checkpoint's header: head, config, selection, fingerprints, what it was trained on."""
-    scores: list[Row]
-    curves: list[Row]
-    log: list[Row]
-
-    @property
-    def cases(self) -> list[Case]:
-        """The scored factors."""
-        return cases(self.name, self.scores)
-
-
-def write_report(runs: Sequence[Path | str], out: Path | str | None = None) -> ReportFiles:
+def write_report(
+    runs: Sequence[Path | str], out: Path | str | None = None, *, genes: Path | str | None = None
+) -> ReportFiles:
     """Write the page about `runs`, and its figures as files beside it.
 
     Parameters
@@ -90,61 +59,38 @@ def write_report(runs: Sequence[Path | str], out: Path | str | None = None) -> R
         Folders of runs that were evaluated.
     out
         Where the page goes; into the first run's folder if not given.
+    genes
+        BED file of genes, drawn at the loci.
 
     Raises
     ------
     StoreMissing
         If a folder is no run or was not evaluated.
+    InputFileError
+        If `genes` cannot be read.
     """
     read = [read_run(Path(run)) for run in runs]
+    known = read_genes(Path(genes), _aliases(Path(runs[0]))) if genes else {}
     page = Path(out) if out else Path(runs[0]) / REPORT_NAME
     if page.is_dir():
         page = page / REPORT_NAME
     page.parent.mkdir(parents=True, exist_ok=True)
-    pictures = _pictures(read)
-    _write(page, render(read, pictures))
+    drawn = pictures(read, known)
+    _write(page, render(read, drawn))
     folder = page.with_name(f"{page.stem}_figures")
     folder.mkdir(exist_ok=True)
-    files = [folder / f"{picture.name}.svg" for picture in pictures]
-    for file, picture in zip(files, pictures, strict=True):
-        _write(file, picture.svg.replace("<svg ", '<svg width="691" height="518" ', 1))
+    files = [folder / f"{picture.name}.svg" for picture in drawn]
+    for file, picture in zip(files, drawn, strict=True):
+        _write(file, figures.sized(picture.svg))
     return ReportFiles(page, files)
 
 
-def read_run(path: Path) -> Run:
-    """Read what a run's folder holds."""
-    scores = path / "scores.parquet"
-    if not path.is_dir():
-        raise StoreMissing("no such run", where=str(path), fix="tfbind info STORE lists the runs of a store")
-    if not scores.is_file():
-        raise StoreMissing("this run has no scores yet", where=str(scores), fix=f"tfbind evaluate {path}")
-    curves = path / "curves.parquet"
-    return Run(
-        name=path.resolve().name,
-        path=path,
-        header=_read_header(path / "head.safetensors"),
-        scores=_read_rows(scores),
-        curves=_read_rows(curves) if curves.is_file() else [],
-        log=_read_log(path / "log.jsonl"),
-    )
-
-
-def _read_rows(path: Path) -> list[Row]:
-    columns = Catalog.read_parquet(path)
-    names = list(columns)
-    return [dict(zip(names, values, strict=True)) for values in zip(*(columns[n].tolist() for n in names), strict=True)]
-
-
-def _read_header(path: Path) -> Mapping[str, Any]:
-    from tfbind_store.heads.checkpoint import read_header
-
-    return dataclasses.asdict(read_header(path)) if path.is_file() else {}
-
-
-def _read_log(path: Path) -> list[Row]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+def _aliases(run: Path) -> Mapping[str, str]:
+    """Return other names of chromosomes, as the run's store knows them; none where it lies outside a store."""
+    try:
+        return Store.open(run.resolve().parent.parent).meta.aliases
+    except TfbindError:
+        return {}
 
 
 def _write(path: Path, text: str) -> None:
@@ -157,131 +103,7 @@ def _write(path: Path, text: str) -> None:
     os.replace(f.name, path)
 
 
-# figures --------------------------------------------------------------------------------------------------------
-
-
-def _pictures(runs: Sequence[Run]) -> list[figures.Picture]:
-    """Return the figures for which there are numbers."""
-    every = [case for run in runs for case in run.cases if case.n_positive >= LEAST_POSITIVES]
-    pictures = [_gain_picture(every, len(runs) > 1)] if any(case.best_baseline for case in every) else []
-    pictures += [*_recall_pictures(runs), *_curve_pictures(runs)]
-    pictures.append(_count_picture(every, len(runs) > 1))
-    return [*pictures, *_training_pictures(runs)]
-
-
-def _label(case: Case, several: bool) -> str:
-    holdout = spaced(case.holdout)
-    return f"{case.run}: {holdout}" if several else holdout
-
-
-def _gain_picture(every: Sequence[Case], several: bool) -> figures.Picture:
-    points: dict[str, list[tuple[float, float]]] = {}
-    for case in every:
-        best = case.best_baseline
-        if best:
-            points.setdefault(_label(case, several), []).append((best[1]["auprc"], case.model["auprc"]))
-    return figures.scatter_against(
-        "model_against_baseline",
-        "AUPRC of the model against that of each factor's best admissible baseline, one dot per factor; "
-        "above the line the model is better.",
-        points,
-        x_label="best baseline, AUPRC",
-        y_label="model, AUPRC",
-        log=True,
-    )
-
-
-def _recall_pictures(runs: Sequence[Run]) -> list[figures.Picture]:
-    """Return one figure per kind of hold-out; the prevalence finds nothing at any of these levels."""
-    grouped: dict[str, dict[str, list[Row]]] = {}
-    for run in runs:
-        for row in run.scores:
-            if row["n_positive"] >= LEAST_POSITIVES and row["scorer"] not in (ORACLE, PREVALENCE):
-                label = f"{run.name}: {row['scorer']}" if len(runs) > 1 else row["scorer"]
-                grouped.setdefault(row["holdout"], {}).setdefault(label.replace("_", " "), []).append(row)
-    return [
-        figures.lines(
-            f"recall_at_fdr_{holdout}".replace("+", "_and_"),
-            f"Share of bound bins found (recall) when 5, 10, 25 or 50 % of the calls may be wrong; {spaced(holdout)}.",
-            {
-                label: [(float(fdr), median(row[f"recall_at_fdr_{fdr}"] for row in rows)) for fdr in FDR_LEVELS]
-                for label, rows in scorers.items()
-            },
-            x_label="false discovery rate, %",
-            y_label="recall, median over factors",
-            markers=True,
-        )
-        for holdout, scorers in sorted(grouped.items(), key=lambda item: seen_first(item[0]))
-    ]
-
-
-def _curve_pictures(runs: Sequence[Run]) -> list[figures.Picture]:
-    """Return one precision-recall and one ROC figure per kind of hold-out."""
-    wanted = {
-        "pr": ("Precision against recall", "recall", "precision"),
-        "roc": ("Recall against the false positive rate", "false positive rate", "recall"),
-    }
-    grouped: dict[tuple[str, str], dict[str, list[tuple[float, float]]]] = {}
-    for run in runs:
-        for row in run.curves:
-            if row["scorer"] not in (ORACLE, PREVALENCE):
-                label = spaced(f"{run.name}: {row['scorer']}" if len(runs) > 1 else row["scorer"])
-                curves = grouped.setdefault((row["holdout"], row["curve"]), {})
-                curves.setdefault(label, []).append((row["x"], row["y"]))
-    return [
-        figures.lines(
-            f"{kind}_{holdout}".replace("+", "_and_"),
-            f"{wanted[kind][0]}, mean over factors; {spaced(holdout)}.",
-            curves,
-            x_label=wanted[kind][1],
-            y_label=wanted[kind][2],
-            limits=(0, 1.02),
-            diagonal=kind == "roc",
-        )
-        for (holdout, kind), curves in sorted(grouped.items(), key=lambda item: (seen_first(item[0][0]), item[0][1]))
-    ]
-
-
-def _count_picture(every: Sequence[Case], several: bool) -> figures.Picture:
-    points: dict[str, list[tuple[float, float]]] = {}
-    for case in every:
-        points.setdefault(_label(case, several), []).append((float(case.n_positive), float(case.model["auroc"])))
-    return figures.scatter_counts(
-        "auroc_against_positives",
-        "AUROC of the model against the number of bound bins it was scored on, one dot per factor.",
-        points,
-        x_label="bound bins scored",
-        y_label="model, AUROC",
-    )
-
-
-def _training_pictures(runs: Sequence[Run]) -> list[figures.Picture]:
-    losses: dict[str, list[tuple[float, float]]] = {}
-    scores: dict[str, list[tuple[float, float]]] = {}
-    for run in runs:
-        prefix = f"{run.name}: " if len(runs) > 1 else ""
-        for index, row in enumerate(run.log):
-            x = float(row.get("step", index))
-            for key, label in (("train_loss", "training"), ("valid_loss", "validation")):
-                if isinstance(row.get(key), int | float):
-                    losses.setdefault(prefix + label, []).append((x, float(row[key])))
-            for key in ("valid_auroc", "valid_auprc"):
-                if isinstance(row.get(key), int | float):
-                    scores.setdefault(prefix + key.removeprefix("valid_").upper(), []).append((x, float(row[key])))
-    pictures = []
-    if losses:
-        caption = "Loss in training and on the validation part."
-        pictures.append(figures.lines("loss", caption, losses, x_label="step", y_label="loss", markers=True))
-    if scores:
-        caption = "Scores on the validation part, medians over factors."
-        pictures.append(figures.lines("validation", caption, scores, x_label="step", y_label="score", markers=True))
-    return pictures
-
-
-# page -----------------------------------------------------------------------------------------------------------
-
-
-def render(runs: Sequence[Run], pictures: Sequence[figures.Picture]) -> str:
+def render(runs: Sequence[Run], drawn: Sequence[figures.Picture]) -> str:
     """Return the page's HTML."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tfbind_store", "templates"),
@@ -295,13 +117,45 @@ def render(runs: Sequence[Run], pictures: Sequence[figures.Picture]) -> str:
     return environment.get_template(REPORT_NAME).render(
         title=", ".join(run.name for run in runs),
         runs=[
-            {"name": run.name, "facts": facts(run), "verdicts": verdicts(run.cases), "headlines": headlines(run.cases)}
+            {
+                "name": run.name,
+                "facts": facts(run),
+                "leaks": leaks(run),
+                "verdicts": verdicts(run.cases),
+                "headlines": _grouped(headlines(run.cases)),
+                "by": {
+                    key: rows
+                    for key in ("chrom", "biotype")
+                    if len(rows := run.evaluation.get("by", {}).get(key, ())) > 1
+                },
+            }
             for run in runs
         ],
+        comparisons=compare([run.cases for run in runs]),
         cases=[case for run in runs for case in run.cases],
-        pictures=pictures,
+        pictures=[picture for picture in drawn if not picture.name.startswith("locus_")],
+        loci=[picture for picture in drawn if picture.name.startswith("locus_")],
         least_positives=LEAST_POSITIVES,
     )
+
+
+def _grouped(lines: Sequence[Headline]) -> list[tuple[str, list[Headline]]]:
+    """Return headlines by kind of hold-out, in the order that they come in."""
+    groups: dict[str, list[Headline]] = {}
+    for line in lines:
+        groups.setdefault(line.holdout, []).append(line)
+    return list(groups.items())
+
+
+def leaks(run: Run) -> list[str]:
+    """Return what of the test the training had seen after all, because somebody allowed it."""
+    selection = run.header.get("selection")
+    if not isinstance(selection, Mapping):
+        return []
+    config = selection.get("config")
+    allowed = config.get("allow_leaks", ()) if isinstance(config, Mapping) else ()
+    said = [f"allowed by name: {', '.join(map(str, allowed))}"] if allowed else []
+    return said + [_text(leak) for leak in selection.get("leaks") or ()]
 
 
 def _number(value: float | None, digits: int = 3) -> str:
@@ -317,6 +171,9 @@ def facts(run: Run) -> list[tuple[str, str]]:
     for key in ("head", "options", "geometry", "genome", "arrays", "train"):
         if header.get(key):
             found.append((key, _text(header[key])))
+    for key in ("rule", "probability", "config"):
+        if run.evaluation.get(key):
+            found.append((f"evaluation: {key}", _text(run.evaluation[key])))
     selection = header.get("selection")
     if isinstance(selection, Mapping):
         found += [(f"selection: {key}", _text(selection[key])) for key in SELECTION_FACTS if selection.get(key)]

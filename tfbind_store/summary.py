@@ -17,6 +17,8 @@ MODEL, ORACLE, PREVALENCE = "model", "oracle", "prevalence"
 LEAST_POSITIVES = 20
 """Factors with fewer positive bins are listed but enter no median: their AUPRC is mostly luck."""
 _BOOTSTRAPS = 1000
+_CLEARLY = 0.975
+"""Share of resamples from which on one score is clearly above another."""
 
 Row = dict[str, Any]
 """One row of ``scores.parquet``."""
@@ -43,6 +45,12 @@ class Case:
         """The admissible baseline with the highest AUPRC."""
         finite = [(name, row) for name, row in self.baselines.items() if np.isfinite(row["auprc"])]
         return max(finite, key=lambda item: item[1]["auprc"], default=None)
+
+    @property
+    def ahead(self) -> float:
+        """Share of the resamples of the genome in which the model beats the best baseline; NaN where not measured."""
+        best = self.best_baseline
+        return float(best[1].get("model_ahead", float("nan"))) if best else float("nan")
 
     @property
     def gain(self) -> float:
@@ -103,7 +111,7 @@ def headlines(cases: Sequence[Case]) -> list[Headline]:
     counted = [case for case in cases if case.n_positive >= LEAST_POSITIVES]
     for holdout in sorted({case.holdout for case in counted}, key=seen_first):
         group = [case for case in counted if case.holdout == holdout]
-        names = sorted({name for case in group for name in case.baselines})
+        names = _best_first(group)
         found.append(_headline(group[0].run, holdout, MODEL, MODEL, [case.model for case in group], ""))
         for name in names:
             pairs = [(case.baselines[name], case.model) for case in group if name in case.baselines]
@@ -115,6 +123,13 @@ def headlines(cases: Sequence[Case]) -> list[Headline]:
                 _headline(group[0].run, holdout, ORACLE, ORACLE, oracles, "not a baseline: sees the answers nearby")
             )
     return found
+
+
+def _best_first(group: Sequence[Case]) -> list[str]:
+    """Return the names of the baselines by median AUPRC, the highest first."""
+    names = sorted({name for case in group for name in case.baselines})
+    reached = {name: median(c.baselines[name]["auprc"] for c in group if name in c.baselines) for name in names}
+    return sorted(names, key=lambda name: -reached[name] if np.isfinite(reached[name]) else np.inf)
 
 
 def _headline(run: str, holdout: str, scorer: str, kind: str, rows: list[Row], note: str) -> Headline:
@@ -145,7 +160,7 @@ def verdicts(cases: Sequence[Case]) -> list[str]:
         if not group:
             continue
         sentence = (
-            f"{holdout.replace('_', ' ')}: median AUROC {median(c.model['auroc'] for c in group):.3f}, "
+            f"{spaced(holdout)}: median AUROC {median(c.model['auroc'] for c in group):.3f}, "
             f"median AUPRC {median(c.model['auprc'] for c in group):.3f} "
             f"at prevalence {median(c.prevalence for c in group):.2g} over {len(group)} factors"
         )
@@ -154,8 +169,63 @@ def verdicts(cases: Sequence[Case]) -> list[str]:
             sentence += (
                 f"; AUPRC minus each factor's best baseline {median(gains):+.3f}, model ahead in {won} of {len(gains)}"
             )
+            sentence += _clearly(group)
         sentences.append(sentence + ".")
     return sentences
+
+
+class Comparison(NamedTuple):
+    """One run beside the first, on the experiments that both were scored on."""
+
+    run: str
+    other: str
+    holdout: str
+    n: int
+    auprc: float
+    """Median of the first run."""
+    other_auprc: float
+    difference: float
+    """Median of the other run's AUPRC minus the first's, experiment by experiment."""
+    low: float
+    high: float
+    ahead: int
+    """Experiments in which the other run is higher."""
+
+
+def _clearly(group: Sequence[Case]) -> str:
+    """Say in how many factors nearly all resamples agree about who is ahead."""
+    shares = [case.ahead for case in group if np.isfinite(case.ahead)]
+    if not shares:
+        return ""
+    ahead, behind = sum(share >= _CLEARLY for share in shares), sum(share <= 1 - _CLEARLY for share in shares)
+    return f" (in {ahead} clearly; clearly behind in {behind})"
+
+
+def compare(runs: Sequence[Sequence[Case]]) -> list[Comparison]:
+    """Return every further run beside the first, per kind of hold-out; only experiments that both have count."""
+    found: list[Comparison] = []
+    if not runs:
+        return found
+    first = {(c.experiment, c.holdout): c for c in runs[0] if c.n_positive >= LEAST_POSITIVES}
+    for other in runs[1:]:
+        pairs = [(first[key], c) for c in other if (key := (c.experiment, c.holdout)) in first]
+        for holdout in sorted({mine.holdout for mine, _ in pairs}, key=seen_first):
+            group = [(mine, theirs) for mine, theirs in pairs if mine.holdout == holdout]
+            gains = [theirs.model["auprc"] - mine.model["auprc"] for mine, theirs in group]
+            found.append(
+                Comparison(
+                    group[0][0].run,
+                    group[0][1].run,
+                    holdout,
+                    len(group),
+                    median(mine.model["auprc"] for mine, _ in group),
+                    median(theirs.model["auprc"] for _, theirs in group),
+                    median(gains),
+                    *_interval(gains),
+                    sum(gain > 0 for gain in gains),
+                )
+            )
+    return found
 
 
 def breakdown(scores: Sequence[Row], key: str) -> list[Row]:
@@ -171,9 +241,7 @@ def breakdown(scores: Sequence[Row], key: str) -> list[Row]:
     for (holdout, value), rows in sorted(groups.items(), key=lambda item: (seen_first(item[0][0]), item[0][1])):
         counted = [row for row in rows if row["n_positive"] >= LEAST_POSITIVES]
         medians = {name: median(row[name] for row in counted) for name in ("auroc", "auprc", "prevalence")}
-        found.append(
-            {"holdout": holdout, key: value, "n_experiments": len(rows), "n_counted": len(counted), **medians}
-        )
+        found.append({"holdout": holdout, key: value, "n_experiments": len(rows), "n_counted": len(counted), **medians})
     return found
 
 
@@ -184,7 +252,7 @@ def seen_first(holdout: str) -> tuple[int, str]:
 
 def spaced(name: str) -> str:
     """Return a name as people read it."""
-    return name.replace("_", " ").replace("+", " + ")
+    return name.replace("_", " ").replace("+", " + ").replace("gc content", "GC content")
 
 
 def median(values: Iterable[float]) -> float:

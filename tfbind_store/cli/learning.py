@@ -252,13 +252,14 @@ def run_place(run: Path) -> tuple[Path, str]:
 )
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="The page; RUN/report.html if not given.")
+@click.option("--genes", type=click.Path(path_type=Path), help="BED file of genes, drawn at the loci.")
 @json_option
-def report(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+def report(runs: tuple[Path, ...], out: Path | None, genes: Path | None, as_json: bool) -> None:
     """Write one HTML page about evaluated runs: scores, baselines, curves, what was trained on what.
 
     The page needs no network. Its figures are also saved as SVG files beside it.
     """
     from tfbind_store.report import write_report
 
-    written = write_report(runs, out)
+    written = write_report(runs, out, genes=genes)
     emit(written, f"{written.page} ({len(written.figures)} figures)", as_json=as_json)
