@@ -179,7 +179,7 @@ class _Judge:
 
     @cached_property
     def _gc(self) -> Float32[np.ndarray, " bins"]:
-        return measured.gc_share(self.store.genome, self.store.tiling)
+        return measured.gc_share(self.store)
 
     @cached_property
     def _gc_curve(self) -> measured.GcCurve:

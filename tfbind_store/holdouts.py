@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Int8, Int64
 
 from tfbind_store import baselines
+from tfbind_store.catalog import Catalog
 from tfbind_store.columns import Columns
 from tfbind_store.errors import ConfigError
 from tfbind_store.feed import Experiments
@@ -23,7 +24,7 @@ from tfbind_store.heads import CheckpointHeader
 from tfbind_store.names import near_miss
 from tfbind_store.query import rows, splits
 from tfbind_store.query.labels import Truth
-from tfbind_store.query.selection import Selection
+from tfbind_store.query.selection import Selection, load_kinship
 from tfbind_store.store import Store
 
 FAMILY = "unseen_family"
@@ -53,6 +54,8 @@ class World(NamedTuple):
     """Of every bin of the genome: 0 where training was, else as the selection says (1 valid, 2 test, -1 none)."""
     trained: Mapping[str, frozenset[str]]
     """Names of factors, biotypes, chromosomes and experiments that the run was trained on."""
+    unrelated: frozenset[str]
+    """Factors of whose family training has seen nobody, where the selection held out families."""
 
     def is_trained(self, place: int) -> tuple[bool, bool]:
         """Return whether the run has seen an experiment's factor, and its biotype."""
@@ -72,6 +75,9 @@ def read_world(store: Store, selection: Selection, header: CheckpointHeader) -> 
     with store.reader() as catalog:
         evidence = rows.gather(store, catalog)
         proteins = baselines.factor_proteins(catalog)
+        trained = {key: frozenset(map(str, names)) for key, names in header.trained_on.items()}
+        factors = evidence.experiments["factor"].tolist()
+        unrelated = _unrelated(catalog, selection, factors, trained["factors"])
         named = catalog.rows(
             "SELECT s.factor_id, p.accession FROM data.factor_subunits s JOIN data.proteins p USING (protein_id)"
         )
@@ -80,23 +86,39 @@ def read_world(store: Store, selection: Selection, header: CheckpointHeader) -> 
         accessions[int(factor_id)] = accessions.get(int(factor_id), frozenset()) | {str(accession)}
     table = evidence.experiments
     experiments = Experiments(*(table[name].astype(np.int64) for name in Experiments._fields))
-    trained = {key: frozenset(map(str, names)) for key, names in header.trained_on.items()}
     # older headers do not name experiments: all of the selection's training part whose factor and biotype they name
     trained.setdefault("experiments", frozenset(selection.trained_on["experiments"]))
     truth = evidence.truth(selection.config.choices().rule)
     part = _parts(store, selection, trained["chromosomes"])
-    return World(table, experiments, truth, proteins, accessions, part, trained)
+    return World(table, experiments, truth, proteins, accessions, part, trained, unrelated)
 
 
 def _parts(store: Store, selection: Selection, trained_chroms: frozenset[str]) -> Int8[np.ndarray, " bins"]:
-    """Return the part of every bin of the genome, chromosome by chromosome."""
-    part = np.full(store.tiling.n_bins, splits.UNUSED, dtype=np.int8)
-    for number, split in ((splits.TEST, "test"), (splits.VALID, "valid")):
-        for chrom in selection.info["parts"][split]["chromosomes"]:
-            part[store.tiling.global_bins(store.tiling.chrom_index[chrom])] = number
-    for chrom in trained_chroms & set(store.tiling.chroms):
-        part[store.tiling.global_bins(store.tiling.chrom_index[chrom])] = splits.TRAIN
-    return part
+    """Return the part of every bin of the genome: where the selection trains and the run has seen the chromosome."""
+    part = selection.place_parts().copy()
+    for number, chrom in enumerate(store.tiling.chroms):
+        bins = store.tiling.global_bins(number)
+        own = part[bins]
+        if chrom not in trained_chroms:  # nobody was looked at there, so that no row came of it
+            own[own == splits.TRAIN] = splits.UNUSED
+        elif not (own == splits.TRAIN).any():  # a run of another selection of this name has seen all of it
+            own[:] = splits.TRAIN
+        part[bins] = own
+    return np.asarray(part)
+
+
+def _unrelated(
+    catalog: Catalog, selection: Selection, factors: Sequence[str], trained: frozenset[str]
+) -> frozenset[str]:
+    """Return the factors without a trained relative, where the selection kept families together; else none."""
+    split = selection.config.split
+    asked = {*split.hold_out, *(rule.partition(":")[0] for rule in split.hold_out_random)}
+    if not asked & {"family", "domain"} and not (split.folds and "family" in split.fold_by):
+        return frozenset()
+    names = sorted({*factors, *trained})
+    family = load_kinship(catalog, split.identity).groups(names, by_family=True)
+    known = {family[name] for name in trained}
+    return frozenset(name for name in names if family[name] not in known)
 
 
 def choose_groups(
@@ -154,7 +176,10 @@ def _chroms_by_kind(store: Store, world: World, asked: Sequence[str]) -> dict[bo
 
 def _holdout(world: World, place: int, *, unseen_place: bool) -> str:
     seen_factor, seen_biotype = world.is_trained(place)
-    return splits.HOLDOUTS[int(unseen_place) + 2 * int(not seen_factor) + 4 * int(not seen_biotype)]
+    holdout = splits.HOLDOUTS[int(unseen_place) + 2 * int(not seen_factor) + 4 * int(not seen_biotype)]
+    if world.table["factor"][place] in world.unrelated:
+        holdout = holdout.replace("unseen_factor", FAMILY)
+    return holdout
 
 
 def _chosen_chroms(store: Store, names: Sequence[str]) -> list[str]:

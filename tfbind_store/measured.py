@@ -14,8 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
 from tfbind_store.feed import Experiments
-from tfbind_store.genome import Genome
-from tfbind_store.loci import Tiling
+from tfbind_store.query import reads
 from tfbind_store.query.labels import Truth
 from tfbind_store.signal_features import Signals
 from tfbind_store.store import Store
@@ -105,19 +104,12 @@ class Bound:
         return np.asarray(self._total(None)[bins])
 
 
-def gc_share(genome: Genome, tiling: Tiling) -> Float32[np.ndarray, " bins"]:
+def gc_share(store: Store) -> Float32[np.ndarray, " bins"]:
     """Return the share of G and C among the bases of every bin of the genome; NaN where all are N."""
-    out = np.full(tiling.n_bins, np.nan, dtype=np.float32)
-    bin_bp = tiling.grid.bin_bp
-    for number, chrom in enumerate(tiling.chroms):
-        codes = np.asarray(genome.codes(chrom, 0, tiling.lengths_bp[number]))
-        starts = np.arange(0, len(codes), bin_bp)
-        strong = np.add.reduceat((codes == 1) | (codes == 2), starts, dtype=np.int32)
-        known = np.add.reduceat(codes < 4, starts, dtype=np.int32)
-        first = int(tiling.first_window[number]) * tiling.grid.n_bins
-        with np.errstate(invalid="ignore"):
-            out[first : first + len(starts)] = strong / known
-    return out
+    with store.reader() as catalog:
+        known = reads.acgt_per_bin(store, catalog)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(reads.gc_per_bin(store) / known, dtype=np.float32)
 
 
 class GcCurve:
