@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
-from jaxtyping import Float64, Int64, UInt64
+from jaxtyping import Bool, Float64, Int64, Integer, UInt64
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -54,6 +54,15 @@ def below(numbers: UInt64[np.ndarray, " n"], limit: Int64[np.ndarray, " n"] | in
     The remainder's bias is `limit` / 2**64: less than one in a million million for anything a genome can hold.
     """
     return (numbers % np.asarray(limit, dtype=np.uint64)).astype(np.int64)
+
+
+def below_share(seed: int, purpose: str, share: float, *ids: Integer[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Return which rows of `ids` draw a number below `share`, of all that lie in [0, 1)."""
+    chosen = np.empty(len(ids[0]), dtype=bool)
+    for begin in range(0, len(chosen), _AT_ONCE):
+        part = slice(begin, begin + _AT_ONCE)
+        chosen[part] = unit(draw(seed, purpose, *(np.asarray(column[part], np.int64) for column in ids))) < share
+    return chosen
 
 
 def unit(numbers: UInt64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:

@@ -19,6 +19,8 @@ from tfbind_store.query import draws
 from tfbind_store.query.labels import Intervals, Truth
 from tfbind_store.query.stretches import Stretches, bin_spans, covered
 
+_INTERVALS_AT_ONCE = 1 << 21
+
 
 @dataclass(frozen=True)
 class RowPlacer:
@@ -117,7 +119,7 @@ class Ground:
     """Of each global bin's place; -1 where there are no rows."""
     n_strata: int
     own: Stretches
-    """Keys that peaks of the group touch or bind."""
+    """Keys that peaks of the group touch or bind; where rows have one bin, the same as `near`."""
     near: Stretches
     """Keys within the margin of those peaks and of the group's relaxed peaks."""
     near_exclusion: Bool[np.ndarray, " bins"]
@@ -154,9 +156,11 @@ class Ground:
     ) -> Bool[np.ndarray, " n"]:
         """Return which rows may be negatives of their experiment."""
         base = self.group[self.truth.place(experiment_id)] * self.truth.tiling.n_bins
-        good: Bool[np.ndarray, " n"] = self.truth.codes(experiment_id, anchor)[:, 0] == 0
-        good &= ~self.near_exclusion[anchor] & ~self.near.hold(base + anchor)
-        good &= ~self.own.touched_by(base + first_bin, base + first_bin + self.placer.n_bins - 1)
+        good: Bool[np.ndarray, " n"] = ~self.near_exclusion[anchor] & ~self.near.hold(base + anchor)
+        if self.own is not self.near:
+            good &= ~self.own.touched_by(base + first_bin, base + first_bin + self.placer.n_bins - 1)
+        rest = np.flatnonzero(good)
+        good[rest] = self.truth.codes(experiment_id[rest], anchor[rest])[:, 0] == 0
         return good
 
 
@@ -192,14 +196,13 @@ def make_ground(
     group = group.reshape(-1).astype(np.int64)
     wanted = np.ones(len(group), dtype=bool) if chosen is None else np.isin(group, group[chosen])
     peaks, relaxed = _of_places(truth, peaks, wanted), _of_places(truth, relaxed, wanted)
-    own = _stretches(truth, group, peaks, 0)
-    near = own
-    if margin_bp or len(relaxed.chrom_id):
-        near = _stretches(truth, group, peaks, margin_bp) if margin_bp else own
-        if len(relaxed.chrom_id):
-            lenient = _stretches(truth, group, relaxed, margin_bp)
-            ends = [np.concatenate(pair) for pair in ((near.first, lenient.first), (near.last, lenient.last))]
-            near = Stretches.merged(*ends)
+    near = _stretches(truth, group, peaks, margin_bp)
+    if len(relaxed.chrom_id):
+        lenient = _stretches(truth, group, relaxed, margin_bp)
+        ends = [np.concatenate(pair) for pair in ((near.first, lenient.first), (near.last, lenient.last))]
+        near = Stretches.merged(*ends)
+    # a row of one bin is its anchor: it touches nothing that is not near
+    own = near if placer.n_bins == 1 else _stretches(truth, group, peaks, 0)
     spans = bin_spans(tiling, exclusions.chrom_id, exclusions.start_bp, exclusions.end_bp, margin_bp=margin_bp)
     return Ground(
         truth=truth,
@@ -225,8 +228,19 @@ def _of_places(truth: Truth, intervals: Intervals, wanted: Bool[np.ndarray, " e"
 
 
 def _stretches(truth: Truth, group: Int64[np.ndarray, " e"], intervals: Intervals, margin_bp: int) -> Stretches:
-    """Return what intervals touch, by group; a peak binds only bins that it touches, so these are among them."""
-    spans = bin_spans(truth.tiling, intervals.chrom_id, intervals.start_bp, intervals.end_bp, margin_bp=margin_bp)
-    base = group[truth.place(intervals.experiment_id)]
-    base *= truth.tiling.n_bins
-    return Stretches.merged(base + spans.first, base + spans.last)
+    """Return what intervals touch, by group; a peak binds only bins that it touches, so these are among them.
+
+    Some groups at a time, so that memory stays bounded: their keys follow each other.
+    """
+    owner = group[truth.place(intervals.experiment_id)].astype(np.int32)
+    part = (np.cumsum(np.bincount(owner)) // _INTERVALS_AT_ONCE).astype(np.int32)
+    part_of, found = part[owner], [Stretches.of(np.empty(0, np.int64))]
+    for number in np.unique(part).tolist():
+        mine = np.flatnonzero(part_of == number)
+        chrom_id, start_bp, end_bp = (
+            column[mine] for column in (intervals.chrom_id, intervals.start_bp, intervals.end_bp)
+        )
+        spans = bin_spans(truth.tiling, chrom_id, start_bp, end_bp, margin_bp=margin_bp)
+        base = owner[mine].astype(np.int64) * truth.tiling.n_bins
+        found.append(Stretches.merged(base + spans.first, base + spans.last))
+    return Stretches(*(np.concatenate([getattr(some, name) for some in found]) for name in ("first", "last")))

@@ -10,7 +10,7 @@ Bins are global (``loci.Tiling``). Bins of many experiments live on one number l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -27,6 +27,8 @@ from tfbind_store.store import Store
 NOT_LABELLED = -1
 _CODES_AT_ONCE = 1 << 20
 """Labels that are looked up at once, so that memory stays bounded."""
+
+_PEAKS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -123,28 +125,32 @@ class Truth:
         """Assign bins to peaks; peaks of experiments that are not in `experiment_ids` are left out."""
         ids = np.asarray(experiment_ids, dtype=np.int64)
         assert (np.diff(ids) > 0).all(), "experiment ids must ascend"
-        peaks = _of_experiments(peaks, ids)
-        which, keys = bound_bins(tiling, peaks, rule)
-        place = np.searchsorted(ids, peaks.experiment_id)
-        place = place if rule.kind == "summit" else place[which]
-        keys += place * tiling.n_bins
+        keys = distinct(
+            np.concatenate([np.empty(0, np.int64), *_bound_keys(tiling, _of_experiments(peaks, ids), ids, rule)])
+        )
         ambiguous = Stretches.of(np.empty(0, np.int64))
         if relaxed is not None and len(relaxed.chrom_id):
             relaxed = _of_experiments(relaxed, ids)
             spans = bin_spans(tiling, relaxed.chrom_id, relaxed.start_bp, relaxed.end_bp)
             base = np.searchsorted(ids, relaxed.experiment_id) * tiling.n_bins
             ambiguous = Stretches.merged(base + spans.first, base + spans.last)
-        return cls(tiling, rule, ids, distinct(keys), ambiguous, np.asarray(labelled, bool), np.asarray(scorable, bool))
+        return cls(tiling, rule, ids, keys, ambiguous, np.asarray(labelled, bool), np.asarray(scorable, bool))
 
     def place(self, experiment_ids: Integer[np.ndarray, " n"] | Sequence[int]) -> Int64[np.ndarray, " n"]:
         """Return the place of each experiment; an unknown one is refused."""
-        asked = np.asarray(experiment_ids, dtype=np.int64)
-        place = np.searchsorted(self.experiment_ids, asked)
-        known = place < len(self.experiment_ids)
-        known[known] = self.experiment_ids[place[known]] == asked[known]
-        if not known.all():
-            raise SelectionError(f"experiment {int(asked[~known][0])} is not among the labelled ones", where="labels")
+        asked = experiment_ids if isinstance(experiment_ids, np.ndarray) else np.array(experiment_ids, dtype=np.int64)
+        place: Int64[np.ndarray, " n"] = self._place_of[np.clip(asked, -1, len(self._place_of) - 1)]
+        if (place < 0).any():
+            unknown = int(asked[place < 0][0])
+            raise SelectionError(f"experiment {unknown} is not among the labelled ones", where="labels")
         return place
+
+    @cached_property
+    def _place_of(self) -> Int64[np.ndarray, " ids"]:
+        """Place by id, -1 for ids that are not among the experiments; the last entry stands for all others."""
+        places = np.full(int(self.experiment_ids.max(initial=-1)) + 2, -1, dtype=np.int64)
+        places[self.experiment_ids] = np.arange(len(self.experiment_ids))
+        return places
 
     @cached_property
     def bin_chrom(self) -> Int64[np.ndarray, " windows"]:
@@ -254,6 +260,17 @@ def as_labels(codes: Int8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
     [1.0, 0.0, nan]
     """
     return np.where(codes == NOT_LABELLED, np.float32("nan"), codes.astype(np.float32)).astype(np.float32)
+
+
+def _bound_keys(
+    tiling: Tiling, peaks: Intervals, ids: Int64[np.ndarray, " e"], rule: LabelRule
+) -> Iterator[Int64[np.ndarray, " keys"]]:
+    """Yield the keys of bound bins, of some peaks at a time so that memory stays bounded."""
+    for begin in range(0, len(peaks.experiment_id), _PEAKS_AT_ONCE):
+        some = Intervals(*(column[begin : begin + _PEAKS_AT_ONCE] for column in peaks))
+        which, keys = bound_bins(tiling, some, rule)
+        keys += np.searchsorted(ids, some.experiment_id[which]) * tiling.n_bins
+        yield keys
 
 
 def _of_experiments(intervals: Intervals, experiment_ids: Int64[np.ndarray, " e"]) -> Intervals:

@@ -132,22 +132,36 @@ class _Search:
     ) -> Int64[np.ndarray, "2 n"]:
         """Return (pool, anchor) of the first acceptable proposals, at most `wanted` of each pool of the chunk."""
         owner, anchor = self._propose(chunk, tries, whole, attempt)
-        group = self.pools.group[chunk][owner]
-        experiment = self.groups.experiment_id[group]
-        keys = self.ground.truth.place(experiment) * self.ground.truth.tiling.n_bins + anchor
-        first = self.ground.placer.first_bins(experiment, anchor)
-        good = np.flatnonzero(
-            (self.ground.anchor_stratum[anchor] == self.groups.stratum[group])
-            & ~member(self.taken, keys)
-            & self.ground.accepts(experiment, anchor, first)
-        )
-        _, once = np.unique(keys[good], return_index=True)
-        good = good[np.sort(once)]
+        good, keys = self._acceptable(self.pools.group[chunk][owner], anchor)
         counts = np.bincount(owner[good], minlength=len(chunk))
         number = np.arange(len(good)) - np.repeat(np.cumsum(counts) - counts, counts)
-        good = good[number < wanted[owner[good]]]
-        self.taken = distinct(self.taken, keys[good])
+        within = number < wanted[owner[good]]
+        self.taken = distinct(self.taken, keys[within])
+        good = good[within]
         return np.stack([chunk[owner[good]], anchor[good]])
+
+    def _acceptable(
+        self, group: Int64[np.ndarray, " n"], anchor: Int64[np.ndarray, " n"]
+    ) -> tuple[Int64[np.ndarray, " g"], Int64[np.ndarray, " g"]]:
+        """Return which proposals are acceptable, ascending, each anchor of an experiment once, with their keys.
+
+        What is cheap to ask comes first, and what it refuses is looked up no more.
+        """
+        truth = self.ground.truth
+        good = np.flatnonzero(self.ground.anchor_stratum[anchor] == self.groups.stratum[group])
+        keys = truth.place(self.groups.experiment_id[group[good]]) * truth.tiling.n_bins + anchor[good]
+        order = np.argsort(keys, kind="stable")  # every look-up walks along what it looks in
+        good, keys = good[order], keys[order]
+        free = ~member(self.taken, keys)
+        good, keys = good[free], keys[free]
+        experiment, bins = self.groups.experiment_id[group[good]], anchor[good]
+        accepted = self.ground.accepts(experiment, bins, self.ground.placer.first_bins(experiment, bins))
+        good, keys = good[accepted], keys[accepted]
+        once = np.ones(len(good), dtype=bool)
+        once[1:] = keys[1:] != keys[:-1]
+        good, keys = good[once], keys[once]
+        order = np.argsort(good)
+        return good[order], keys[order]
 
     def _propose(
         self,

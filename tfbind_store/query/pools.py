@@ -27,6 +27,7 @@ GC_CLASSES = 50
 GC_REACH = 2
 """How many classes away a bin may lie where its own class is used up."""
 SHIFT_BP = 2_000
+_BINS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,16 @@ def random_pools(ground: Ground, groups: Groups, wanted: Int64[np.ndarray, " g"]
 def scoped_pools(ground: Ground, groups: Groups, wanted: Int64[np.ndarray, " g"]) -> Iterator[Pools]:
     """Propose bins that some experiment of the same biotype binds; one pool per biotype and stratum."""
     total = ground.truth.tiling.n_bins
-    place, bound = np.divmod(ground.truth.positive_keys, total)
     biotypes, index = np.unique(ground.biotype_id, return_inverse=True)
-    stratum = ground.anchor_stratum[bound]
-    keep = stratum >= 0
-    keys = distinct((index[place[keep]] * ground.n_strata + stratum[keep]) * total + bound[keep])
-    pool, bins = np.divmod(keys, total)
-    offset = np.searchsorted(pool, np.arange(len(biotypes) * ground.n_strata + 1)).astype(np.int64)
+    found = [np.empty(0, dtype=np.int64)]
+    for begin in range(0, len(ground.truth.positive_keys), _BINS_AT_ONCE):
+        place, bound = np.divmod(ground.truth.positive_keys[begin : begin + _BINS_AT_ONCE], total)
+        stratum = ground.anchor_stratum[bound]
+        keep = stratum >= 0
+        found.append((index[place[keep]] * ground.n_strata + stratum[keep]) * total + bound[keep])
+    keys = distinct(np.concatenate(found))
+    offset = np.searchsorted(keys, np.arange(len(biotypes) * ground.n_strata + 1) * total).astype(np.int64)
+    bins = (keys % total).astype(np.int32 if total < np.iinfo(np.int32).max else np.int64)
     own = index[ground.truth.place(groups.experiment_id)] * ground.n_strata + groups.stratum
     yield _shared(bins, offset, own, wanted)
 
@@ -101,7 +105,9 @@ def gc_pools(ground: Ground, groups: Groups, wanted: Int64[np.ndarray, " g"]) ->
     kinds = composition_classes(ground.gc, ground.acgt, ground.truth.tiling.grid.bin_bp, ground.placer.n_bins)
     n_kinds = 2 * GC_CLASSES
     free = _free(ground)
-    bins, offset = _sorted_by(np.where(free >= 0, free * n_kinds + kinds, np.int32(-1)), ground.n_strata * n_kinds)
+    assert ground.n_strata * n_kinds < np.iinfo(np.int16).max, "two bytes number all strata and classes"
+    kinds_here = np.where(free >= 0, free * np.int16(n_kinds) + kinds, np.int16(-1))
+    bins, offset = _sorted_by(kinds_here, ground.n_strata * n_kinds)
     parts = _parts_by_kind(groups, kinds[groups.anchor], n_kinds)
     group, kind = np.divmod(parts.cells, n_kinds)
     shares = parts.shares(wanted)
@@ -132,11 +138,14 @@ def composition_classes(
     >>> composition_classes(np.array([5, 10, 0]), np.array([10, 10, 5]), 10, 1).tolist()
     [25, 49, 50]
     """
-    gc_sum, acgt_sum = (_centred_sums(values, n_bins) for values in (gc, acgt))
-    share = gc_sum / np.maximum(acgt_sum, 1)
-    has_n = acgt_sum < n_bins * bin_bp
-    of_gc = np.minimum((share * GC_CLASSES).astype(np.int16), GC_CLASSES - 1)
-    return np.asarray(of_gc + np.where(has_n, GC_CLASSES, 0), dtype=np.int16)
+    classes = np.empty(len(gc), dtype=np.int16)
+    for begin in range(0, len(gc), _BINS_AT_ONCE):  # so that nothing else has the length of a genome
+        end = min(begin + _BINS_AT_ONCE, len(gc))
+        gc_sum, acgt_sum = (_centred_sums(values, begin, end, n_bins) for values in (gc, acgt))
+        share = gc_sum / np.maximum(acgt_sum, 1)
+        of_gc = np.minimum((share * GC_CLASSES).astype(np.int16), GC_CLASSES - 1)
+        classes[begin:end] = of_gc + np.where(acgt_sum < n_bins * bin_bp, GC_CLASSES, 0)
+    return classes
 
 
 class _Lookup:
@@ -178,22 +187,22 @@ def _parts_by_kind(groups: Groups, kind: Int16[np.ndarray, " a"], n_kinds: int) 
     return _Parts(flat.astype(np.int64), count.reshape(-1)[flat].astype(np.int64), n_kinds)
 
 
-def _free(ground: Ground) -> Integer[np.ndarray, " bins"]:
+def _free(ground: Ground) -> Int16[np.ndarray, " bins"]:
     """Return the stratum of bins that nobody binds, else -1."""
-    return np.where(ground.bound_by_anyone, np.int32(-1), ground.anchor_stratum.astype(np.int32))
+    return np.where(ground.bound_by_anyone, np.int16(-1), ground.anchor_stratum)
 
 
 def _sorted_by(
     number: Integer[np.ndarray, " bins"], n_numbers: int
 ) -> tuple[Integer[np.ndarray, " kept"], Int64[np.ndarray, " numbers_plus_1"]]:
     """Return the bins sorted by their number, -1 left out, and where each number's begin."""
-    kept = np.flatnonzero(number >= 0)
+    small = np.int32 if len(number) < np.iinfo(np.int32).max else np.int64
+    kept = np.flatnonzero(number >= 0).astype(small)
     mine = number[kept]
     counts = np.bincount(mine, minlength=n_numbers)
     if (mine[1:] < mine[:-1]).any():
-        kept = kept[np.argsort(mine, kind="stable")]
-    small = kept.astype(np.int32) if len(number) < np.iinfo(np.int32).max else kept
-    return small, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        kept = kept[np.argsort(mine, kind="stable")]  # of numbers of two bytes this is a radix sort
+    return kept, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
 
 def _shared(
@@ -208,10 +217,12 @@ def _shared(
     return Pools(every, np.zeros_like(every), size, _Lookup(bins, offset[own]), wanted)
 
 
-def _centred_sums(values: Integer[np.ndarray, " bins"], n_bins: int) -> Int64[np.ndarray, " bins"]:
-    """Return the sum over `n_bins` bins around each bin, cut at the genome's ends."""
+def _centred_sums(values: Integer[np.ndarray, " bins"], first: int, end: int, n_bins: int) -> Int64[np.ndarray, " n"]:
+    """Return the sum over `n_bins` bins around each bin from `first` to `end`, cut at the genome's ends."""
     if n_bins == 1:
-        return np.asarray(values, dtype=np.int64)
-    total = np.concatenate([[0], np.cumsum(values, dtype=np.int64)])
-    begin = np.arange(len(values)) - n_bins // 2
-    return np.asarray(total[np.clip(begin + n_bins, 0, len(values))] - total[np.clip(begin, 0, len(values))])
+        return np.asarray(values[first:end], dtype=np.int64)
+    low = max(0, first - n_bins)
+    total = np.concatenate([[0], np.cumsum(values[low : end + n_bins], dtype=np.int64)])
+    begin = np.arange(first, end) - n_bins // 2
+    reached = (np.clip(edge, 0, len(values)) - low for edge in (begin + n_bins, begin))
+    return np.asarray(np.subtract(*(total[edge] for edge in reached)))

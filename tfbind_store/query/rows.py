@@ -129,7 +129,7 @@ def gather(store: Store, catalog: Catalog, *, with_gc: bool = False) -> Evidence
         tiling=store.tiling,
         experiments=experiments,
         peaks=Intervals(*(peaks[name] for name in Intervals._fields)),
-        score=peaks["score"].astype(np.float32),
+        score=peaks["score"].astype(np.float32, copy=False),
         relaxed=Intervals(*(relaxed[name] for name in Intervals._fields)),
         exclusions=Intervals(
             nobody, exclusions["chrom_id"], exclusions["start_bp"], exclusions["end_bp"], exclusions["start_bp"]
@@ -205,8 +205,7 @@ def positive_anchors(
     chosen = _one_per_bin(truth, anchors)
     dropped = {"second_peak_in_bin": len(anchors.bin) - len(chosen.bin)}
     if choices.sample < 1:
-        lot = draws.unit(draws.draw(choices.seed, "sample", chosen.experiment_id, chosen.bin))
-        sampled = lot < choices.sample
+        sampled = draws.below_share(choices.seed, "sample", choices.sample, chosen.experiment_id, chosen.bin)
         dropped["not_sampled"] = int((~sampled).sum())
         chosen = Anchors(*(column[sampled] for column in chosen))
     place, chrom = truth.place(chosen.experiment_id), _chrom_of(truth, chosen.bin)
@@ -231,12 +230,15 @@ def positive_anchors(
 
 def _one_per_bin(truth: Truth, anchors: Anchors) -> Anchors:
     """Return anchors in the order of experiment and bin, the highest score of each bin kept."""
-    keys = truth.place(anchors.experiment_id) * truth.tiling.n_bins + anchors.bin
+    keys = truth.place(anchors.experiment_id)
+    keys *= truth.tiling.n_bins
+    keys += anchors.bin
     if (keys[1:] < keys[:-1]).any():
         order = np.argsort(keys, kind="stable")
         keys, anchors = keys[order], Anchors(*(column[order] for column in anchors))
     begins = np.ones(len(keys), dtype=bool)
     begins[1:] = keys[1:] != keys[:-1]
+    del keys
     if begins.all():
         return anchors
     score = np.where(np.isnan(anchors.read_value), np.float32(-np.inf), anchors.read_value)
