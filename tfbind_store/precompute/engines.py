@@ -6,6 +6,7 @@ Workers write shards themselves and send no numbers. They make their embedder fr
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -13,11 +14,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from tfbind_store.errors import DependencyError, EmbeddingError
 from tfbind_store.precompute.embedder import WindowEmbedder
+from tfbind_store.precompute.guardian import descendants, guarded, is_alive
 from tfbind_store.precompute.plan import ShardWork
 from tfbind_store.precompute.shard_work import WindowJob, embed_shards, generations, still_missing
 from tfbind_store.precompute.shard_writer import Published
@@ -109,22 +110,11 @@ def leave_with(pid: int) -> None:
     """End this process soon after the process `pid` has ended: nobody waits for its work any more."""
 
     def watch() -> None:
-        while _is_alive(pid):
+        while is_alive(pid):
             time.sleep(WATCH_SECONDS)
         os.kill(os.getpid(), signal.SIGKILL)  # publishing is atomic: nothing can be torn
 
     threading.Thread(target=watch, daemon=True, name="leave-with-driver").start()
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()[0]
-    except PermissionError:
-        return True
-    except OSError as error:
-        return not isinstance(error, ProcessLookupError) and not Path("/proc/self").exists()
-    return state != "Z"
 
 
 class RayEngine:
@@ -155,8 +145,13 @@ class RayEngine:
         local = {} if self.address else {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         if not self.address:
             local["num_cpus"] = self.workers
+        before = set(descendants(os.getpid()))
         ray.init(address=self.address, log_to_driver=False, logging_level="error", **local)
-        try:
+        with contextlib.ExitStack() as ending:
+            ending.callback(ray.shutdown)
+            # a killed driver cannot shut its own cluster down, and the cluster's servers may notice late
+            servers = [] if self.address else sorted(set(descendants(os.getpid())) - before)
+            ending.enter_context(guarded(servers))
             task = WorkerJob(
                 str(job.store.path.absolute()), job.layout.name, self.recipe, n_waiting,
                 None if self.address else os.getpid(),
@@ -170,8 +165,6 @@ class RayEngine:
             remote = ray.remote(**options)(_Actor)
             actors = [remote.remote(task) for _ in range(min(self.workers, len(works)))]
             yield from self._hand_out(ray, actors, works, stop, on_windows)
-        finally:
-            ray.shutdown()
 
     @staticmethod
     def _hand_out(
