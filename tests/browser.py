@@ -34,9 +34,11 @@ class Browser:
     ----------
     profile
         An empty folder for what it keeps.
+    options
+        More flags of the browser's command line.
     """
 
-    def __init__(self, profile: Path) -> None:
+    def __init__(self, profile: Path, *options: str) -> None:
         program = find()
         assert program, "no browser here"
         self.requests: list[str] = []
@@ -47,9 +49,9 @@ class Browser:
         self._in, from_browser = os.pipe()
         # the shell puts the pipes where the browser looks for them: 3 to read, 4 to write
         shell = f'exec "$0" "$@" 3<&{to_browser} 4>&{from_browser}'
-        options = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage")
+        usual = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-dev-shm-usage")
         self._process = subprocess.Popen(
-            ["bash", "-c", shell, program, *options, "--remote-debugging-pipe", f"--user-data-dir={profile}"],
+            ["bash", "-c", shell, program, *usual, *options, "--remote-debugging-pipe", f"--user-data-dir={profile}"],
             pass_fds=(to_browser, from_browser), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(to_browser)
@@ -87,6 +89,12 @@ class Browser:
         self._until("Page.loadEventFired")
         timing = "performance.getEntriesByType('navigation')[0].domInteractive"
         return float(self.value(timing)) / 1000
+
+    def follow(self, script: str) -> None:
+        """Do what leads to another page, and wait until it is there."""
+        self._seen.discard("Page.loadEventFired")
+        self.value(script)
+        self._until("Page.loadEventFired")
 
     def value(self, script: str) -> Any:
         """Return what a script comes to; a promise is waited for."""

@@ -18,7 +18,7 @@ PACKAGE = Path(tfbind_store.__file__).parent
 # A room is one module or package, or several modules that are one thing in several files.
 LAYERS: list[list[set[str]]] = [
     [{"cli", "__main__"}],
-    [{"demo", "demo_genome", "demo_checks"}],
+    [{"demo", "demo_genome", "demo_checks"}, {"browse", "locus_view"}],
     [
         {"report", "report_figures", "report_runs"},
         {"trainers", "track_trainer"},
@@ -73,7 +73,7 @@ LAYERS: list[list[set[str]]] = [
         {"batch"},
         {"durable"},
         {"textfiles"},
-        {"figures", "locus_figures"},
+        {"figures", "locus_figures", "track_figure"},
         {"metrics", "reliability", "intervals", "summary", "curves", "track_metrics"},
     ],
     [{"errors"}],
@@ -89,6 +89,8 @@ TORCH_ROOMS = {
     "cli",
     "demo",
     "report",
+    "browse",
+    "locus_view",
     "interpret",
     "live_bins",
     "report_runs",

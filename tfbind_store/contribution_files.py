@@ -207,7 +207,8 @@ def logo(one: Contribution, pair: tuple[str, str]) -> Picture:
         axes.grid(visible=False)
 
     caption = f"What each base of {one.locus} gives to the score of {pair[0]} in {pair[1]}, logit {one.score:.3g}."
-    return draw_rows("logo", caption, [partial(paint, row) for row in range(n_rows)], width_in=9.6, row_in=1.7)
+    paints = [partial(paint, row) for row in range(n_rows)]
+    return draw_rows("logo", caption, paints, width_in=9.6, row_in=1.7)
 
 
 def _limits(importance: Float32[np.ndarray, " n"]) -> tuple[float, float]:

@@ -31,6 +31,7 @@ TfbindError                     exit status 1
 ├── EmbeddingError              (RuntimeError) windows that could not be embedded
 ├── TrainingError               (ArithmeticError) a loss that is not finite, a run that cannot go on
 ├── CheckpointError             (ValueError) a head that does not fit this store
+├── RequestRefused              (PermissionError) a request that another site may have sent
 ├── DependencyError             (ImportError) an optional package or program is absent
 └── Interrupted                 exit status 130 (Ctrl-C) or 143 (SIGTERM)
 
@@ -257,6 +258,12 @@ class CheckpointError(TfbindError, ValueError):
     """A checkpoint does not fit this store or this code."""
 
     usual_fix = "train it anew: tfbind train STORE SELECTION --run NAME"
+
+
+class RequestRefused(TfbindError, PermissionError):
+    """A request to `tfbind browse` that another site may have sent."""
+
+    usual_fix = "open the address that tfbind browse printed"
 
 
 class DependencyError(TfbindError, ImportError):

@@ -52,13 +52,15 @@ def draw(name: str, caption: str, paint: Callable[[Axes], None]) -> Picture:
 
 
 def draw_rows(
-    name: str, caption: str, paints: Sequence[Callable[[Axes], None]], *, width_in: float, row_in: float
+    name: str, caption: str, paints: Sequence[Callable[[Axes], None]], *, width_in: float, row_in: float | Sequence[float]
 ) -> Picture:
-    """Return a figure of axes below each other, one for each of `paints`, all `row_in` inches high."""
+    """Return a figure of axes below each other, one for each of `paints`, `row_in` inches high, or each its own."""
+    heights = [row_in] * len(paints) if isinstance(row_in, float) else list(row_in)
     with mpl.rc_context({**_RC, "svg.hashsalt": name}):
-        figure = Figure(figsize=(width_in, row_in * len(paints)), layout="constrained")
+        figure = Figure(figsize=(width_in, sum(heights)), layout="constrained")
+        grid = figure.add_gridspec(len(paints), 1, height_ratios=heights)
         for row, paint in enumerate(paints):
-            paint(figure.add_subplot(len(paints), 1, row + 1))
+            paint(figure.add_subplot(grid[row]))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()

@@ -6,6 +6,7 @@ import click
 
 from tfbind_store import __version__
 from tfbind_store.cli import (
+    browsing,
     doctor,
     embedding,
     fetching,
@@ -60,6 +61,7 @@ for command in (
     predicting.score,
     interpreting.interpret,
     learning.report,
+    browsing.browse,
     running.demo,
     doctor.doctor,
 ):
