@@ -18,7 +18,7 @@ PACKAGE = Path(tfbind_store.__file__).parent
 # A room is one module or package, or several modules that are one thing in several files.
 LAYERS: list[list[set[str]]] = [
     [{"cli", "__main__"}],
-    [{"demo", "demo_genome", "demo_checks"}, {"browse", "locus_view"}],
+    [{"demo", "demo_genome", "demo_checks"}, {"browse", "locus_view", "page_guard"}],
     [
         {"report", "report_figures", "report_runs"},
         {"trainers", "track_trainer"},

@@ -9,11 +9,10 @@ name that it points here nor by a link in its text.
 from __future__ import annotations
 
 import io
-import ipaddress
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,12 +27,12 @@ from tfbind_store.errors import ConfigError, RequestRefused, SqlError, StoreBusy
 from tfbind_store.loci import Locus
 from tfbind_store.locus_view import LocusViewer, Pair
 from tfbind_store.names import near_miss
+from tfbind_store.page_guard import require_own_host, require_own_site
 from tfbind_store.report import REPORT_NAME
 from tfbind_store.report_runs import read_run
 from tfbind_store.store import Store
 from tfbind_store.summary import headlines, spaced, verdicts
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PAGES = (("/", "overview"), ("/sql", "SQL"), ("/locus", "locus"), ("/runs", "runs"))
 PAGE_ROWS, SQL_ROWS, CSV_ROWS = 100, 1000, 100_000
 SQL_SECONDS, SQL_MEMORY, SQL_AT_ONCE = 10, "1GB", 2
@@ -315,45 +314,6 @@ def make_app(store: Store, *, host: str = "127.0.0.1", names: Sequence[str] = ()
         return pages.failed(TfbindError(what, where=flask.request.path[:80], fix=fix))[0], 500
 
     return app
-
-
-def require_own_host(header: str, *, host: str, names: Sequence[str]) -> None:
-    """Refuse a request whose Host is a name that somebody else may have pointed at this machine.
-
-    An address cannot be pointed anywhere, so that any address will do where the page listens beyond this machine.
-
-    Raises
-    ------
-    RequestRefused
-        With the name that was used.
-    """
-    asked = header.strip().lower()
-    name = asked[1 : asked.index("]")] if asked.startswith("[") and "]" in asked else asked.rpartition(":")[0] or asked
-    known = {*LOOPBACK, *(given.lower() for given in names)}
-    if name not in known and not (host not in LOOPBACK and _is_address(name)):
-        raise RequestRefused(f"the request names the host {header[:80]!r}", where="Host")
-
-
-def require_own_site(headers: Mapping[str, str], *, path: str) -> None:
-    """Refuse what another site's page makes a browser ask for; a link from there may lead to the overview.
-
-    Raises
-    ------
-    RequestRefused
-        If the browser says so.
-    """
-    site = headers.get("Sec-Fetch-Site", "none")
-    is_link_to_start = path == "/" and headers.get("Sec-Fetch-Mode") == "navigate"
-    if site not in ("none", "same-origin") and not is_link_to_start:
-        raise RequestRefused("the request comes from another site", where=path[:80])
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def serve(store: Store, *, host: str = "127.0.0.1", port: int = 8427, names: Sequence[str] = ()) -> BaseWSGIServer:

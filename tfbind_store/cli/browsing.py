@@ -38,6 +38,7 @@ def browse(store: Path, host: str, port: int, names: tuple[str, ...], page: str 
     except ImportError as error:
         fix = "pip install 'tfbind-store[browse]'"
         raise DependencyError("tfbind browse needs Flask", where=str(error.name), fix=fix) from error
+    from tfbind_store.page_guard import LOOPBACK
     from tfbind_store.store import Store
 
     opened = Store.open(store)
@@ -52,7 +53,7 @@ def browse(store: Path, host: str, port: int, names: tuple[str, ...], page: str 
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{server.port}/"
     emit({"url": url, "store": str(opened.path)}, f"{url} shows {store}; Ctrl-C ends it", as_json=as_json)
-    if host not in browsing.LOOPBACK:
+    if host not in LOOPBACK:
         click.echo(f"everybody who reaches {host} can read this store", err=True)
     try:
         server.serve_forever()  # until Ctrl-C, which werkzeug takes for the end
