@@ -52,7 +52,12 @@ def draw(name: str, caption: str, paint: Callable[[Axes], None]) -> Picture:
 
 
 def draw_rows(
-    name: str, caption: str, paints: Sequence[Callable[[Axes], None]], *, width_in: float, row_in: float | Sequence[float]
+    name: str,
+    caption: str,
+    paints: Sequence[Callable[[Axes], None]],
+    *,
+    width_in: float,
+    row_in: float | Sequence[float],
 ) -> Picture:
     """Return a figure of axes below each other, one for each of `paints`, `row_in` inches high, or each its own."""
     heights = [row_in] * len(paints) if isinstance(row_in, float) else list(row_in)
