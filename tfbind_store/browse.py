@@ -283,8 +283,9 @@ def make_app(store: Store, *, host: str = "127.0.0.1", names: Sequence[str] = ()
 
     @app.before_request
     def refuse_others() -> None:
-        require_own_host(flask.request.headers.get("Host", ""), host=host, names=names)
-        require_own_site(flask.request.headers, path=flask.request.path)
+        headers = flask.request.headers
+        require_own_host(headers.get("Host", ""), host=host, names=names)
+        require_own_site(headers.get("Sec-Fetch-Site"), headers.get("Sec-Fetch-Mode"), path=flask.request.path)
 
     @app.after_request
     def close_up(response: flask.Response) -> flask.Response:

@@ -7,7 +7,7 @@ would have a visitor's browser read what only the visitor may.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from tfbind_store.errors import RequestRefused
 
@@ -31,17 +31,21 @@ def require_own_host(header: str, *, host: str, names: Sequence[str]) -> None:
         raise RequestRefused(f"the request names the host {header[:80]!r}", where="Host")
 
 
-def require_own_site(headers: Mapping[str, str], *, path: str) -> None:
+def require_own_site(site: str | None, mode: str | None, *, path: str) -> None:
     """Refuse what another site's page makes a browser ask for; a link from there may lead to the overview.
+
+    Parameters
+    ----------
+    site, mode
+        ``Sec-Fetch-Site`` and ``Sec-Fetch-Mode``, as browsers send them; other programs send none.
 
     Raises
     ------
     RequestRefused
         If the browser says so.
     """
-    site = headers.get("Sec-Fetch-Site", "none")
-    is_link_to_start = path == "/" and headers.get("Sec-Fetch-Mode") == "navigate"
-    if site not in ("none", "same-origin") and not is_link_to_start:
+    is_link_to_start = path == "/" and mode == "navigate"
+    if site not in (None, "none", "same-origin") and not is_link_to_start:
         raise RequestRefused("the request comes from another site", where=path[:80])
 
 
