@@ -22,7 +22,7 @@ LAYERS: list[list[set[str]]] = [
     [
         {"report", "report_figures", "report_runs"},
         {"trainers", "track_trainer"},
-        {"interpret", "contribution_files", "live_bins"},
+        {"interpret", "contribution_files", "live_bins", "residue_maps"},
     ],
     [{"finetune", "finetune_config", "finetune_feed", "finetune_memory", "finetune_modes", "live_model"}],
     [{"pretrain", "track_feed", "trunk_forward"}],
@@ -93,6 +93,7 @@ TORCH_ROOMS = {
     "locus_view",
     "interpret",
     "live_bins",
+    "residue_maps",
     "report_runs",
     "report_figures",
     "finetune",

@@ -60,6 +60,7 @@ for command in (
     predicting.predict,
     predicting.score,
     interpreting.interpret,
+    interpreting.residues,
     learning.report,
     browsing.browse,
     running.demo,

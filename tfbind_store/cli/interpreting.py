@@ -1,4 +1,4 @@
-"""Commands that look into predictions: interpret."""
+"""Commands that look into predictions: interpret, residues."""
 
 from __future__ import annotations
 
@@ -91,3 +91,61 @@ def interpret(
     if result.n_unknown:
         text.append(f"  {result.n_unknown:,} bases are N and have no number")
     emit(result, text, as_json=as_json)
+
+
+@click.command(
+    cls=Command,
+    examples=[
+        "tfbind residues yeast.store/runs/adapter --factor REB1 --at chrI:200-3000 --domain 20-60 --out reb1.svg",
+    ],
+)
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--factor", required=True, help="A factor of the store.")
+@BIOTYPE
+@click.option("--at", required=True, metavar="LOCUS", help="Such as chrI:200-3000, 0-based, half-open.")
+@click.option("--domain", "domains", multiple=True, metavar="START-END", help="Residues to count, 0-based, half-open.")
+@click.option("--out", multiple=True, type=click.Path(path_type=Path), help="File: .parquet or .svg. Repeatable.")
+@json_option
+def residues(
+    run: Path,
+    factor: str,
+    biotype: str | None,
+    at: str,
+    domains: tuple[str, ...],
+    out: tuple[Path, ...],
+    as_json: bool,
+) -> None:
+    """Show which residues of a factor meet which bins of a locus: FILIP, joint attention, what tokens are read from.
+
+    It says what a head looks at, which need not be what its score depends on. --domain counts what falls on a stretch,
+    such as the DNA-binding domain, beside its share of the protein's length.
+    """
+    from tfbind_store.residue_maps import require_map_name, residue_map, write_map
+    from tfbind_store.store import Store
+
+    place, name = run_place(run)
+    store = Store.open(place)
+    for path in out:
+        require_map_name(path)
+    stretches = [_stretch(text) for text in domains]
+    found = residue_map(store, name, factor, biotype, store.tiling.locus_of(at, store.meta.aliases))
+    counted = [found.domain(*stretch) for stretch in stretches]
+    files = [write_map(path, found, counted) for path in out]
+    n_bins, n_residues = len(found.starts), len(found.letters)
+    text = [f"{factor} in {found.biotype}: {n_bins:,} bins x {n_residues:,} residues, {', '.join(found.views)}"]
+    for domain in counted:
+        shares = ", ".join(f"{view} {share:.1%}" for view, share in domain.share.items())
+        text.append(f"  residues {domain.start}-{domain.end}: {domain.share_of_length:.1%} of the length; {shares}")
+    text += [f"  {path}" for path in files]
+    value = {
+        "factor": factor, "biotype": found.biotype, "locus": str(found.locus), "n_bins": n_bins,
+        "n_residues": n_residues, "views": list(found.views), "domains": counted, "files": files,
+    }  # fmt: skip
+    emit(value, text, as_json=as_json)
+
+
+def _stretch(text: str) -> tuple[int, int]:
+    start, _, end = text.partition("-")
+    if not (start.isascii() and start.isdigit() and end.isascii() and end.isdigit()):
+        raise ConfigError(f"{text!r} is no stretch of residues", where="--domain", fix="write it like 20-60")
+    return int(start), int(end)
