@@ -17,7 +17,7 @@ length would is counted (`Domain`) and reported as it comes out.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -262,5 +262,5 @@ def draw_map(found: ResidueMap, domains: Sequence[Domain] = ()) -> Picture:
         axes.grid(visible=False)
 
     caption = f"Residues of {found.factor} against bins of {found.locus}, in {found.biotype}."
-    paints = [logits, *(partial(heat, name) for name in found.views)]
+    paints: list[Callable[[Axes], None]] = [logits, *(partial(heat, name) for name in found.views)]
     return draw_rows("residues", caption, paints, width_in=9.6, row_in=[1.3] + [2.6] * len(found.views))
