@@ -1,4 +1,4 @@
-"""Whole yeast chromosomes and the edge of a long stretch of N, window by window against enformer-pytorch's own forward."""
+"""Whole yeast chromosomes and the edge of a long stretch of N: every window against enformer-pytorch's own forward."""
 
 from __future__ import annotations
 

@@ -119,7 +119,8 @@ class WindowEmbedder(Protocol):
     One that reads several windows at once may have ``halve_batch() -> int``: it is asked to when memory runs out, and
     returns the new size, 0 where it is one already. One that can bound its own memory may have
     ``limit_memory(max_bytes, grid)``, one that knows it ``memory_need(grid)``. One that can keep what it computed for
-    bases that come again may have ``remembering()``, which returns a twin that does (or None).
+    bases that come again may have ``remembering()``, which returns a twin that does (or None). One whose windows share
+    work, so that `codes` must be one sequence, has ``one_by_one()``: the same without sharing, for the other strand.
     """
 
     @property

@@ -2,11 +2,13 @@
 
 The module is imported, so its code runs: name only what you trust. It gets one-hot windows (N is zeros, what lies past
 the chromosome's end is a quarter each) and gives numbers per bin, of which the centre ones are kept. What it gives is
-held against the declared geometry at the first window. Borzoi is such a module whose geometry is known here.
+held against the declared geometry at the first window. Windows run one by one, unless it is said how the module is cut
+(`split_module`). Borzoi is such a module whose geometry is known here.
 """
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +30,7 @@ from tfbind_store.precompute.embedder import (
     read_options,
 )
 from tfbind_store.precompute.enformer import crop_bins, one_hot
+from tfbind_store.precompute.split_module import SplitModule, embed_shared
 from tfbind_store.precompute.weights import exact_float32, pick_device, read_tensors, take_back, weights_digest
 from tfbind_store.spec import EmbeddingSpec
 
@@ -64,6 +67,12 @@ class ModuleOptions:
     """Whether it takes ``[batch, 4, bp]`` (channels_first) or ``[batch, bp, 4]``."""
     gives: Layout = "bins_first"
     """Whether it gives ``[batch, bins, dim]`` or ``[batch, dim, bins]`` (channels_first)."""
+    tokens: str | None = None
+    """The method that runs the convolutions alone; with it, windows that overlap share them. Changes speed only."""
+    from_tokens: str | None = None
+    """The method that makes bins of a window's tokens."""
+    kernels: tuple[int, ...] = ()
+    """Width of each level's convolution, the first on bases; every level ends in a pooling of two."""
     batch_size: int = 1
     """Windows per call. Changes speed only."""
     device: str = "auto"
@@ -107,7 +116,26 @@ def from_options(options: Mapping[str, Any]) -> ModuleEmbedder:
         identity=identity,
         batch_size=choice.batch_size,
         device=choice.device,
+        split=_split(model, choice),
     )
+
+
+def _split(model: torch.nn.Module, choice: ModuleOptions) -> SplitModule | None:
+    if not choice.tokens and not choice.from_tokens and not choice.kernels:
+        return None
+    if not choice.tokens or not choice.from_tokens or not choice.kernels or not choice.bin_bp:
+        raise ConfigError(
+            "a module that shares its convolutions needs tokens, from_tokens and kernels",
+            where="options of embedder module",
+            fix="--set tokens=METHOD --set from_tokens=METHOD --set kernels='[15, 5, 5]', or none of them",
+        )
+    convolve = Caller(choice.tokens, {}, None, choice.reads, choice.gives)
+    # tokens come as bins do, so the second method takes what the first one gave
+    finish = Caller(choice.from_tokens, choice.call_arguments, choice.output, choice.gives, choice.gives)
+    return SplitModule(
+        model, convolve=convolve, finish=finish, kernels=choice.kernels, bin_bp=choice.bin_bp,
+        device=pick_device(choice.device),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -155,6 +183,8 @@ class ModuleEmbedder:
         In the spec, beside the digest of the weights.
     batch_size, device
         As in `ModuleOptions`.
+    split
+        The module cut in two, where its user said how.
     """
 
     def __init__(
@@ -167,6 +197,7 @@ class ModuleEmbedder:
         identity: Mapping[str, Any],
         batch_size: int = 1,
         device: str = "auto",
+        split: SplitModule | None = None,
     ) -> None:
         if batch_size < 1:
             raise ConfigError("batch_size must be 1 or more", where=f"options of embedder {name}")
@@ -176,6 +207,7 @@ class ModuleEmbedder:
         self._call = forward
         self._name = name
         self._batch_size = batch_size
+        self._split = split
         self._identity = {**identity, "weights_sha256": weights_digest(model.state_dict())}
 
     def spec(self, genome_digest: str, grid: Grid) -> EmbeddingSpec:
@@ -194,6 +226,9 @@ class ModuleEmbedder:
     def embed(self, windows: Sequence[int], codes: Codes, tiling: Tiling) -> Iterator[WindowEmbedding]:
         """Yield the kept bins of each window, in the order given."""
         self.geometry.require_fits(tiling.grid, where=self._name)
+        if self._split is not None and tiling.grid.stride_bp < tiling.grid.window_bp:
+            yield from map(WindowEmbedding, map(int, windows), self._shared(self._split, windows, codes, tiling))
+            return
         for batch in batches(windows, self._batch_size):
             values = self._forward(np.stack([codes(tiling.read(window)) for window in batch]), tiling.grid)
             for window, kept in zip(batch, values.float().cpu().numpy(), strict=True):
@@ -203,6 +238,29 @@ class ModuleEmbedder:
         """Return what the weights take; what a window takes, only trying tells."""
         weights = sum(tensor.numel() * tensor.element_size() for tensor in self.model.state_dict().values())
         return MemoryNeed(str(self.device), weights, self._batch_size, None)
+
+    def _shared(
+        self, split: SplitModule, windows: Sequence[int], codes: Codes, tiling: Tiling
+    ) -> Iterator[Float[np.ndarray, "n_bins dim"]]:
+        self.model.to(self.device)
+
+        def alone(window: int) -> Float[np.ndarray, "n_bins dim"]:
+            (values,) = self._forward(codes(tiling.read(window))[None], tiling.grid).float().cpu().numpy()
+            return np.asarray(values)
+
+        return embed_shared(
+            split, windows, codes, tiling,
+            spare_bins=self._gives(tiling.grid) - tiling.grid.n_bins, batch_windows=self._batch_size, alone=alone,
+        )  # fmt: skip
+
+    def _gives(self, grid: Grid) -> int:
+        return self.geometry.n_bins or grid.window_bp // grid.bin_bp
+
+    def one_by_one(self) -> ModuleEmbedder:
+        """Return the same module without sharing, for sequence that differs from window to window."""
+        twin = copy.copy(self)
+        twin._split = None
+        return twin
 
     def halve_batch(self) -> int:
         """Read half as many windows at once from now on and return how many; 0 where it is one already."""
@@ -218,7 +276,7 @@ class ModuleEmbedder:
     def _forward(self, codes: UInt8[np.ndarray, "b bp"], grid: Grid) -> Float[torch.Tensor, "b n_bins dim"]:
         with torch.inference_mode(), exact_float32(self.device):
             found = self._call(self.model.to(self.device), one_hot(codes).to(self.device))
-        wanted = (len(codes), self.geometry.n_bins or grid.window_bp // grid.bin_bp, self.geometry.dim)
+        wanted = (len(codes), self._gives(grid), self.geometry.dim)
         if tuple(found.shape) != wanted:
             raise SpecError(
                 f"it gives [batch, bins, dim] = {list(found.shape)}, declared were {list(wanted)}",

@@ -237,8 +237,11 @@ class _Cutter:
                 held.append(self._chunk(starts[0] + end * bp, n))
                 end += n
             inner = held[0] if len(held) == 1 else torch.cat(held)
-            left, right = self._ends(start)
-            yield torch.cat([left, inner[begin - first : stop - first], right])
+            tokens = inner[begin - first : stop - first]
+            if reach:
+                left, right = self._ends(start)
+                tokens = torch.cat([left, tokens, right])
+            yield tokens
 
     def _chunk(self, start_bp: int, n_tokens: int) -> Tensor:
         """Return `n_tokens` tokens from `start_bp` on, as they are within a long sequence."""

@@ -163,10 +163,12 @@ class _Optioned:
         if strand == "forward":
             yield from self._embedder.embed(windows, ahead, tiling)
             return
-        for window, values in self._embedder.embed(windows, back, tiling):
+        # what `back` gives for two loci that overlap is no one sequence that windows could share
+        apart = getattr(self._embedder, "one_by_one", lambda: self._embedder)()
+        for window, values in apart.embed(windows, back, tiling):
             flipped = values[::-1]
             if strand == "mean":
-                (forward,) = self._embedder.embed([window], ahead, tiling)
+                (forward,) = apart.embed([window], ahead, tiling)
                 flipped = np.float32(0.5) * (flipped + forward.values)
             yield WindowEmbedding(window, flipped)
 
