@@ -32,7 +32,7 @@ from tfbind_store.precompute.stretch import ConvGeometry
 from tfbind_store.precompute.weights import exact_float32
 
 GELU_SLOPE = 1.702  # enformer-pytorch's GELU class: sigmoid(1.702 x) * x
-CPU_BLOCK_BYTES = 3 << 19  # 1.5 MiB of rows at once stays in the cache of one core
+CPU_BLOCK_BYTES = 3 << 20  # 3 MiB of rows at once: 7 % faster than 1.5, as fast as 6
 GPU_BLOCK_BYTES = 1 << 30  # a GPU is filled by whole levels
 ROWS_OF_A_BLOCK = 12  # of `dim` channels per token: input, normed, query, key and value twice, two of the feed-forward
 N_CODE = 4
@@ -197,7 +197,9 @@ class TowerLevel:
 
 
 class FastTrunk:
-    """An Enformer trunk, weights laid out for the fast forward. Frozen: later changes of the model are not seen.
+    """An Enformer trunk, weights laid out for the fast forward; the largest ones stay where the model has them.
+
+    The model is not to be changed from here on: some changes would be seen, others not.
 
     Parameters
     ----------

@@ -54,7 +54,7 @@ class TransformerBlock:
         self.key_value = PackedLinear(
             torch.cat([attention.to_k.weight, attention.to_v.weight]).to(dtype), onednn=onednn
         )
-        self.out = PackedLinear(attention.to_out.weight.to(dtype), attention.to_out.bias.to(dtype), onednn=onednn)
+        self.out = _as_it_is(attention.to_out, dtype, onednn)
         self.content_bias = attention.rel_content_bias[0].detach().to(dtype)
         self.position_bias = attention.rel_pos_bias[0].detach().to(dtype)
         self.dtype = dtype
@@ -64,8 +64,7 @@ class TransformerBlock:
         self._relative_keys: dict[int, Tensor] = {}
         norm2, first, _, _, second, _ = block[1].fn
         self.norm2 = _layer_norm(norm2, dtype)
-        self.first = PackedLinear(first.weight.to(dtype), first.bias.to(dtype), onednn=onednn)
-        self.second = PackedLinear(second.weight.to(dtype), second.bias.to(dtype), onednn=onednn)
+        self.first, self.second = (_as_it_is(layer, dtype, onednn) for layer in (first, second))
 
     def relative_keys(self, n: int) -> Float[Tensor, "h distances k"]:
         """Return each head's key of every distance -(n - 1) .. n - 1."""
@@ -171,6 +170,12 @@ def _met(relative: Tensor, n: int, first_query: int, rows: int) -> Tensor:
     """Return the keys of the distances between queries ``first_query ..`` and all tokens, the lowest first."""
     lowest = n - 1 - (first_query + rows - 1)
     return relative[:, lowest : lowest + n + rows - 1]
+
+
+def _as_it_is(linear: nn.Linear, dtype: torch.dtype, onednn: bool) -> PackedLinear:
+    """Return a product with the layer's own weights, most of a trunk's; only another dtype needs a copy of them."""
+    weight = linear.weight.to(dtype)
+    return PackedLinear(weight, linear.bias.to(dtype), onednn=onednn, packed=weight.dtype != linear.weight.dtype)
 
 
 def _layer_norm(norm: nn.LayerNorm, dtype: torch.dtype) -> nn.LayerNorm:
