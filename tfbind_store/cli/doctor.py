@@ -15,7 +15,7 @@ import click
 
 from tfbind_store.cli.frame import Command, emit, json_option, size_text, table
 
-OPTIONAL = ("lightmotif", "ray", "submitit", "tensorboard", "tensorstore", "wandb")
+OPTIONAL = ("flask", "lightmotif", "logomaker", "ray", "submitit", "tensorboard", "tensorstore", "wandb")
 DISTRIBUTION = "tfbind-store"
 LOW_DISK_BYTES = 5 * 2**30
 
