@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.planted import BIN_BP, LETTERS, MOTIFS, MotifEmbedder, Planted, make_planted
+from tfbind_store import interpret
 from tfbind_store.asked_pairs import Asked
 from tfbind_store.catalog import Catalog
 from tfbind_store.contribution_files import Contribution, write_contributions
@@ -201,6 +202,7 @@ def test_a_logo_has_a_letter_for_each_base_that_counts(tmp_path: Path) -> None:
         ("x.txt", ["chr1:10-20"], None, "no kind of file"),
         ("x.npz", ["chr1:10-20", "chr1:10-40"], None, "one width"),
         ("x.bw", ["chr1:2-8"], 50, "no locus is left"),
+        ("x.bw", ["chr1:0-12000"], None, "too long for mutagenesis"),
         ("x.bw", ["chr1:2-8"], 0, "width_bp is 0"),
         ("x.bw", ["chr9:2-8"], None, "no chromosome"),
         ("x.bw", ["chr1:8-2"], None, "does not lie on chr1"),
@@ -210,8 +212,15 @@ def test_a_logo_has_a_letter_for_each_base_that_counts(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_explained_is_refused_before_the_work(
-    planted: Planted, tmp_path: Path, out: str, at: list[str], width: int | None, said: str
+    planted: Planted,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    out: str,
+    at: list[str],
+    width: int | None,
+    said: str,
 ) -> None:
+    monkeypatch.setattr(interpret, "MAX_LOCUS_BP", 10_000)
     config = InterpretConfig(asked=ASKED)
     with pytest.raises((ConfigError, LocusError), match=said):
         interpret_loci(planted.store, "few", config, [tmp_path / out], at=at, width_bp=width, embedder=MotifEmbedder())

@@ -39,6 +39,8 @@ from tfbind_store.scoring import LoadedRun, load_run
 from tfbind_store.store import Store
 from tfbind_store.transforms import GELU_SLOPE, Pca, Pointwise
 
+MAX_LOCUS_BP = 20_000
+"""Of mutagenesis: three times as many sequences go through the trunk, and each keeps a logit for every bin."""
 Method = Literal["ism", "gradient"]
 Over = Literal["max", "mean"]
 
@@ -275,7 +277,7 @@ def interpret_loci(
     Raises
     ------
     ConfigError
-        If a file's ending is unknown, or no locus is left.
+        If a file's ending is unknown, no locus is left, or one is too long.
     """
     lengths = dict(store.genome.lengths_bp)
     loci = [store.tiling.locus_of(text, store.meta.aliases) for text in at]
@@ -283,7 +285,11 @@ def interpret_loci(
     loci, n_left_out = (loci, 0) if width_bp is None else resized(loci, width_bp, lengths)
     if not loci:
         raise ConfigError(f"no locus is left, {n_left_out:,} would leave their chromosome", where="loci")
-    require_writable(out, [locus.end - locus.start for locus in loci])
+    widths = [locus.end - locus.start for locus in loci]
+    if config.method == "ism" and max(widths) > MAX_LOCUS_BP:
+        what = f"a locus of {max(widths):,} bp is too long for mutagenesis, {MAX_LOCUS_BP:,} is the most"
+        raise ConfigError(what, where="loci", fix="take a part of it: --width-bp 1000, or --method gradient")
+    require_writable(out, widths)
     explainer = open_explainer(store, run_name, config, embedder=embedder)
     found = [explainer.explain(locus) for locus in tqdm(loci, desc="interpret", unit="locus", disable=None)]
     files = [path for one in out for path in write_contributions(one, found, explainer.pair, lengths)]
