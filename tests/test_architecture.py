@@ -24,6 +24,8 @@ LAYERS: list[list[set[str]]] = [
         {"trainers", "track_trainer"},
         {"interpret", "contribution_files", "live_bins", "residue_maps"},
     ],
+    [{"report"}, {"trainers", "track_trainer"}],
+    [{"adapter_model", "model_inputs"}],
     [{"finetune", "finetune_config", "finetune_feed", "finetune_memory", "finetune_modes", "live_model"}],
     [{"pretrain", "track_feed", "trunk_forward"}],
     [{"evaluate", "score_book", "shown_loci"}],
@@ -79,6 +81,8 @@ LAYERS: list[list[set[str]]] = [
     [{"errors"}],
 ]
 TORCH_ROOMS = {
+    "adapter_model",
+    "model_inputs",
     "asked_pairs",
     "calibration",
     "plain_track_training",

@@ -7,7 +7,8 @@ import torch
 from enformer_pytorch import Enformer
 
 from tfbind_store.errors import ConfigError, SelectionError
-from tfbind_store.track_trainer import BigWigTrainer, n_counted, pearson, summed_loss
+from tfbind_store.heads.track_losses import n_counted, pearson, summed_loss
+from tfbind_store.track_trainer import BigWigTrainer
 
 LENGTHS = {"chr1": 4_096, "chr2": 3_000, "chr3": 2_048}
 SMALL = {"width": 16, "filip_heads": 4, "filip_dim": 4, "tower_dim": 8, "n_queries": 3, "dropout": 0.0}

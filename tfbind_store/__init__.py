@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tfbind_store.adapter_model import AdapterModel as AdapterModel
     from tfbind_store.batch import Batch as Batch
     from tfbind_store.errors import TfbindError as TfbindError
     from tfbind_store.loci import Grid as Grid
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
+    "AdapterModel": "adapter_model",
     "Batch": "batch",
     "BigWigTrainer": "track_trainer",
     "EmbeddingSpec": "spec",

@@ -24,6 +24,7 @@ from torch import Tensor
 from tfbind_store.errors import ConfigError, SelectionError, TrainingError
 from tfbind_store.feed import Experiments, PairSource
 from tfbind_store.heads import Geometry, Scaling, make_head
+from tfbind_store.heads.track_losses import LossKind, n_counted, pearson, summed_loss
 from tfbind_store.ingest import import_proteins, import_tracks
 from tfbind_store.learning.optimiser import adamw, clip, trainable
 from tfbind_store.learning.passes import Place, endless
@@ -35,7 +36,6 @@ from tfbind_store.store import Store
 from tfbind_store.trainers import CACHE, SPECIES_PRIORITY, embed_all, hashed_inputs, known_chroms, trunk_folder
 
 TRACKS = "tracks/tracks"
-LossKind = Literal["poisson", "pearson"]
 
 
 class Tracks(NamedTuple):
@@ -256,36 +256,6 @@ class BigWigTrainer:
         residues = batch.protein[batch.mask].double().cpu()
         moments = [(x.mean(0).float(), x.std(0, correction=0).float()) for x in (dna, residues)]
         return Scaling(*moments[0], *moments[1])
-
-
-def n_counted(kind: LossKind, labels: Float[Tensor, "w n t"]) -> int:
-    """Return how many terms `summed_loss` adds up: bins with a number, or windows and tracks that vary."""
-    known = ~labels.isnan() if kind == "poisson" else ~pearson(torch.zeros_like(labels), labels).isnan()
-    return int(known.sum())
-
-
-def summed_loss(kind: LossKind, rates: Float[Tensor, "w n t"], labels: Float[Tensor, "w n t"]) -> Float[Tensor, ""]:
-    """Return the sum over what has a number: Poisson without its constant, or 1 - Pearson over bins."""
-    if kind == "pearson":
-        found = pearson(rates, labels)
-        return torch.where(found.isnan(), torch.zeros_like(found), 1 - found).sum()
-    known = ~labels.isnan()
-    target = torch.where(known, labels, torch.zeros_like(labels)).clamp(min=0)
-    cells = rates - target * rates.clamp(min=1e-20).log()
-    return torch.where(known, cells, torch.zeros_like(cells)).sum()
-
-
-def pearson(rates: Float[Tensor, "w n t"], labels: Float[Tensor, "w n t"]) -> Float[Tensor, "w t"]:
-    """Return the correlation over bins; NaN where a track has fewer than two numbers, or always the same."""
-    known = ~labels.isnan()
-    n = known.sum(1, keepdim=True).clamp(min=1)
-    target = torch.where(known, labels, torch.zeros_like(labels))
-    x = torch.where(known, rates - (rates * known).sum(1, keepdim=True) / n, torch.zeros_like(rates))
-    y = torch.where(known, target - target.sum(1, keepdim=True) / n, torch.zeros_like(target))
-    # the root of a product of zero has no gradient
-    scale = (x.square().sum(1) * y.square().sum(1)).clamp(min=1e-12).sqrt()
-    varies = y.square().sum(1) > 1e-8
-    return torch.where(varies, (x * y).sum(1) / scale, torch.full_like(scale, torch.nan))
 
 
 def _windows(store: Store, chroms: Sequence[str]) -> Int64[np.ndarray, " w"]:

@@ -89,3 +89,17 @@ def test_intermediates_say_which_residue_each_bin_met():
     assert ((found.gate > 0) & (found.gate < 1)).all()
     mixed = torch.einsum("bni,bio->bno", found.interactions, found.gate * head.grid.weight)
     torch.testing.assert_close(head.logit_bias + head.to_logit(mixed).squeeze(-1), found.logits)
+
+
+def test_one_block_follows_the_reference_residues_fed_forward_behind_the_attention():
+    head, batch = shaken_head("filip", SMALL | {"norm_heads": False}), make_batch()
+    row, factor = 1, 1
+    residues = batch.protein[factor, :3].float().view(1, 1, 3, -1)
+    bins = head.norm(batch.dna[row].float()).view(1, 4, 1, -1)
+    block = head.joint[0]
+    bins = head.feed_dna[0](block(bins, block.project(residues)))
+    met = head.filip(bins, head.filip.project_tokens(head.feed_protein[0](residues)))[0, :, :, 0].T
+    context = torch.nn.functional.normalize(batch.context[batch.context_index[row]], dim=-1)
+    weight = head.grid.weight * head.grid.to_gate(context).sigmoid().view(4, 4)
+    expected = head.logit_bias + (met @ weight) @ head.to_logit[1].weight[0] + head.to_logit[1].bias
+    torch.testing.assert_close(head(batch)[row], expected)

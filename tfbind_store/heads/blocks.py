@@ -116,7 +116,7 @@ class TokenAttention(nn.Module):
 
     Notes
     -----
-    The reference's block also lets residues attend to bins (`joint.JointBlock`). That couples the bins of a row: a
+    The reference's block also lets residues attend to bins (`joint.BackAttention`). That couples the bins of a row: a
     bin's score would depend on which others were asked for with it. In a head of stored bins it may not, so that dense
     and row-wise scores agree.
     """
@@ -136,6 +136,21 @@ class TokenAttention(nn.Module):
                           two=2, h=self.heads)  # fmt: skip
         return cast(Tensor, split)
 
+    def similarity(
+        self,
+        dna: Float[Tensor, "g n q w"],
+        projected: Float[Tensor, "g p h k two_v"],
+        mask: Bool[Tensor, "g p k"] | None = None,
+    ) -> Float[Tensor, "g p h n k"]:
+        """Return how alike each bin and each token are, lowest where there is no token."""
+        keys = projected.chunk(2, dim=-1)[0]
+        queries: Tensor = rearrange(self.to_queries(self.norm_dna(dna)), "g n q (h v) -> g q h n v", h=self.heads)
+        queries = queries.expand(-1, keys.shape[1], -1, -1, -1)
+        alike: Tensor = (queries @ keys.transpose(-1, -2)).float() * float(keys.shape[-1]) ** -0.5
+        if mask is None:
+            return alike
+        return alike.masked_fill(~rearrange(mask, "g p k -> g p () () k"), torch.finfo(alike.dtype).min)
+
     def attention(
         self,
         dna: Float[Tensor, "g n q w"],
@@ -143,15 +158,18 @@ class TokenAttention(nn.Module):
         mask: Bool[Tensor, "g p k"] | None = None,
     ) -> Float[Tensor, "g p h n k"]:
         """Return how much each bin takes of each token; they add up to 1 over the real ones."""
-        keys = projected.chunk(2, dim=-1)[0]
-        queries: Tensor = rearrange(self.to_queries(self.norm_dna(dna)), "g n q (h v) -> g q h n v", h=self.heads)
-        queries = queries.expand(-1, keys.shape[1], -1, -1, -1)
-        similarity = (queries @ keys.transpose(-1, -2)).float() * float(keys.shape[-1]) ** -0.5
-        if mask is not None:
-            lowest = torch.finfo(similarity.dtype).min
-            similarity = similarity.masked_fill(~rearrange(mask, "g p k -> g p () () k"), lowest)
-        weights: Tensor = similarity.softmax(-1)
-        return weights
+        return self.similarity(dna, projected, mask).softmax(-1)
+
+    def attend(
+        self,
+        dna: Float[Tensor, "g n q w"],
+        projected: Float[Tensor, "g p h k two_v"],
+        weights: Float[Tensor, "g p h n k"],
+    ) -> Float[Tensor, "g n p w"]:
+        """Return each bin with what it takes of the tokens."""
+        values = projected.chunk(2, dim=-1)[1]
+        attended = self.dropout(weights).to(values.dtype) @ values
+        return cast(Tensor, dna + self.out(rearrange(attended, "g p h n v -> g n p (h v)")))
 
     def forward(
         self,
@@ -160,9 +178,7 @@ class TokenAttention(nn.Module):
         mask: Bool[Tensor, "g p k"] | None = None,
     ) -> Float[Tensor, "g n p w"]:
         """Return each bin as each pair sees it; `q` is 1 before the first block, afterwards the number of pairs."""
-        values = projected.chunk(2, dim=-1)[1]
-        attended = self.dropout(self.attention(dna, projected, mask)).to(values.dtype) @ values
-        return cast(Tensor, dna + self.out(rearrange(attended, "g p h n v -> g n p (h v)")))
+        return self.attend(dna, projected, self.attention(dna, projected, mask))
 
 
 def log_average_exp(

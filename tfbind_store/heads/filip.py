@@ -4,7 +4,7 @@ Bins attend to a factor's residues (`joint_depth` blocks, each with a feed-forwa
 meet them by FILIP late interaction; context conditions both sides (FiLM with 1 + gamma, or squeeze-excite) and gates
 the mixing of the FILIP heads (hypergrid). What differs from the reference, so that a bin has one score whatever was
 asked for with it: residues do not attend to bins, and a bin is not averaged with its neighbours. So residues are read
-once per distinct factor. `adapter_model.AdapterModel` has both. This head is heavy: train `adapter` first.
+once per distinct factor. `joint.Joint` adds both. This head is heavy: train `adapter` first.
 """
 
 # g groups · n bins · d trunk dim · p pairs · f factors · l residues · e protein dim · t context dim · h FILIP heads
@@ -69,6 +69,8 @@ class FilipConfig(HeadConfig):
     """Condition bins and residues on the context by gates."""
     hypergrid: bool = True
     """Mix the FILIP heads by a matrix gated by the context; else by a plain one."""
+    norm_heads: bool = True
+    """Normalise the mixed heads before the logit; the reference does for bound or not, and does not for tracks."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,12 +89,19 @@ class FilipConfig(HeadConfig):
 
 
 class _Ready(NamedTuple):
-    """Pairs as bins meet them: [..., p, …] tensors that are computed once per pair, not once per bin."""
+    """Pairs as bins meet them: [..., p, …] tensors that are computed once per factor or pair, not once per bin."""
 
-    projected: tuple[Tensor, ...]
+    projected: tuple[Float[Tensor, "*g p a l two_v"], ...]
+    """Keys and values of the residues, for each joint block."""
     units: Float[Tensor, "*g p h l v"]
     mask: Bool[Tensor, "*g p l"]
     context: Float[Tensor, "*g p t"]
+
+    @classmethod
+    def of(cls, pairs: Pairs) -> _Ready:
+        """Return the parts of encoded pairs by name."""
+        *projected, units, mask, context = pairs
+        return cls(tuple(projected), units, mask, context)
 
     def take(self, rows: Int[Tensor, " b"]) -> _Ready:
         """Return one group of one pair for each row."""
@@ -130,42 +139,62 @@ class FilipHead(Head):
         )  # fmt: skip
         self.grid = Hypergrid(heads, context_dim=t) if config.hypergrid else None
         self.mix = None if config.hypergrid else nn.Linear(heads, heads)
-        self.to_logit = nn.Sequential(nn.LayerNorm(heads), nn.Linear(heads, 1))
+        norm = nn.LayerNorm(heads) if config.norm_heads else nn.Identity()
+        self.to_logit = nn.Sequential(norm, nn.Linear(heads, 1))
 
     @property
     def options(self) -> FilipConfig:
         """The config, by its own type."""
         return cast(FilipConfig, self.config)
 
+    @property
+    def blocks(self) -> list[TokenAttention]:
+        """The joint attention, by its own type."""
+        return cast(list[TokenAttention], list(self.joint))
+
     def encode_factors(
         self, protein: Float[Tensor, "f l e"], mask: Bool[Tensor, "f l"], subunit: Int[Tensor, "f l"]
-    ) -> tuple[Float[Tensor, "f l e"], Bool[Tensor, "f l"]]:
-        """Return the residues of each factor, fed forward, and which of them are real."""
+    ) -> tuple[Tensor, ...]:
+        """Return the residues as bins meet them, and which are real; as they are, where the context comes in first."""
         residues = self.protein_scale(protein)
-        for block in self.feed_protein:
-            residues = block(residues)
-        return residues, mask
+        return (residues, mask) if self.condition_protein is not None else (*self._met_as(residues), mask)
 
-    def encode_pairs(
-        self, factors: tuple[Float[Tensor, "p l e"], Bool[Tensor, "p l"]], context: Float[Tensor, "p t"]
-    ) -> Pairs:
-        """Return (residues, which are real, context) of each pair."""
-        residues, mask = factors
+    def encode_pairs(self, factors: tuple[Tensor, ...], context: Float[Tensor, "p t"]) -> Pairs:
+        """Return (keys and values of each block, FILIP's unit vectors, which residues are real, context)."""
+        *residues, mask = factors
         context = F.normalize(context.float(), dim=-1)
+        if self.condition_protein is not None:
+            residues = self._met_as(self.conditioned_residues(residues[0], mask, context))
+        return (*residues, mask, context)
+
+    def conditioned_residues(
+        self, residues: Float[Tensor, "p l e"], mask: Bool[Tensor, "p l"], context: Float[Tensor, "p t"]
+    ) -> Float[Tensor, "p l e"]:
+        """Return the residues as each pair's context changes them."""
         if isinstance(self.condition_protein, FiLM):
-            residues = self.condition_protein(residues, context)
-        elif self.condition_protein is not None:
-            residues = self.condition_protein(residues, context, mask)
-        return residues, mask, context
+            return cast(Tensor, self.condition_protein(residues, context))
+        if self.condition_protein is not None:
+            return cast(Tensor, self.condition_protein(residues, context, mask))
+        return residues
+
+    def _met_as(self, residues: Float[Tensor, "p l e"]) -> list[Tensor]:
+        """Return keys and values for each block, which feeds the residues forward behind it, and unit vectors."""
+        projected = []
+        for block, feed in zip(self.blocks, self.feed_protein, strict=True):
+            projected.append(block.project(residues))
+            residues = feed(residues)
+        return [*projected, self.filip.project_tokens(residues)]
 
     @staticmethod
     def join(parts: Sequence[Pairs]) -> Pairs:
         """Return pairs that were encoded in several batches as one, padded to the longest factor."""
-        longest = max(part[1].shape[1] for part in parts)
-        padded = [
-            (F.pad(residues, (0, 0, 0, longest - mask.shape[1])), F.pad(mask, (0, longest - mask.shape[1])), context)
-            for residues, mask, context in parts
-        ]
+        longest = max(_Ready.of(part).mask.shape[1] for part in parts)
+        padded = []
+        for part in parts:
+            projected, units, mask, context = _Ready.of(part)
+            more = longest - mask.shape[1]
+            by_residue = (F.pad(tensor, (0, 0, 0, more)) for tensor in (*projected, units))
+            padded.append((*by_residue, F.pad(mask, (0, more)), context))
         return Head.join(padded)
 
     def encode_dna(self, dna: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
@@ -174,34 +203,33 @@ class FilipHead(Head):
 
     def interact(self, dna: Float[Tensor, "g n d"], pairs: Pairs) -> Float[Tensor, "g n p"]:
         """Return the logits of bins with pairs."""
-        return self._meet(dna, self._ready(pairs))
+        return self._meet(dna, _Ready.of(pairs))
 
     def forward(self, batch: Batch[Tensor]) -> Float[Tensor, "b n"]:
-        """Return one logit per bin of each row; residues are projected once per distinct pair."""
+        """Return one logit per bin of each row; residues are read once per distinct factor."""
         distinct, row_pair = distinct_pairs(batch)
-        ready = self._ready(self.encode(distinct)).take(row_pair)
+        ready = _Ready.of(self.encode(distinct)).take(row_pair)
         return self._meet(self.encode_dna(batch.dna), ready).squeeze(-1)
 
     def score_pairs(self, dna: Float[Tensor, "k d"], pairs: Pairs, *, max_cells: int = 20_000) -> Float[Tensor, "k p"]:
         """Return the logit of every bin with every encoded pair, a few pairs at a time."""
         hidden, n_pairs = self.encode_dna(dna).unsqueeze(0), pairs[0].shape[0]
-        numbers = max(4 * self.geometry.dna_dim, self.options.latent_heads * (pairs[0].shape[1] + 1))
+        numbers = max(4 * self.geometry.dna_dim, self.options.latent_heads * (pairs[-2].shape[1] + 1))
         cells = max_cells if torch.is_grad_enabled() else min(max_cells, max(1, MOST_NUMBERS // numbers))
         wide = max(1, min(n_pairs, cells // max(1, min(len(dna), 64))))
         columns = []
         for at in range(0, n_pairs, wide):
-            ready = self._ready(tuple(tensor[at : at + wide].unsqueeze(0) for tensor in pairs))
+            ready = _Ready.of(tuple(tensor[at : at + wide].unsqueeze(0) for tensor in pairs))
             parts = torch.split(hidden, max(1, cells // wide), dim=1)
             columns.append(torch.cat([self._meet(part, ready)[0] for part in parts]))
         return torch.cat(columns, dim=1) if columns else hidden.new_zeros(len(dna), 0)
 
     def intermediates(self, batch: Batch[Tensor]) -> Intermediates:
         """Return the logits, the attention of bins to residues, FILIP's similarities and the residue behind each."""
-        pairs = tuple(tensor.unsqueeze(1) for tensor in self.encode(batch))
-        ready, attention = self._ready(pairs), []
+        ready, attention = _Ready.of(tuple(tensor.unsqueeze(1) for tensor in self.encode(batch))), []
         bins = self._conditioned(self.encode_dna(batch.dna), ready.context)
-        for block, feed, projected in zip(self.joint, self.feed_dna, ready.projected, strict=True):
-            attention.append(block.attention(bins, projected, ready.mask).squeeze(1))  # type: ignore[operator]
+        for block, feed, projected in zip(self.blocks, self.feed_dna, ready.projected, strict=True):
+            attention.append(block.attention(bins, projected, ready.mask).squeeze(1))
             bins = feed(block(bins, projected, ready.mask))
         return Intermediates(
             self(batch),
@@ -210,11 +238,6 @@ class FilipHead(Head):
             attention=tuple(attention),
             gate=None if self.grid is None else self.grid.gate(ready.context.squeeze(1)),
         )
-
-    def _ready(self, pairs: Pairs) -> _Ready:
-        residues, mask, context = pairs
-        projected = tuple(block.project(residues) for block in self.joint)  # type: ignore[operator]
-        return _Ready(projected, self.filip.project_tokens(residues), mask, context)
 
     def _conditioned(self, dna: Float[Tensor, "g n d"], context: Float[Tensor, "g p t"]) -> Float[Tensor, "g n q d"]:
         """Return the bins as each pair sees them; as they are, once for all pairs, where nothing conditions them."""
@@ -230,13 +253,19 @@ class FilipHead(Head):
 
     def _meet(self, dna: Float[Tensor, "g n d"], ready: _Ready) -> Float[Tensor, "g n p"]:
         bins = self._conditioned(dna, ready.context)
-        for block, feed, projected in zip(self.joint, self.feed_dna, ready.projected, strict=True):
+        for block, feed, projected in zip(self.blocks, self.feed_dna, ready.projected, strict=True):
             bins = feed(block(bins, projected, ready.mask))
         met = rearrange(self.filip(bins, ready.units, ready.mask), "g h n p -> g n p h")
-        mixed = self.mix(met) if self.mix is not None else self._gridded(met, ready.context)
-        return self.logit_bias + cast(Tensor, self.to_logit(mixed)).squeeze(-1).float()
+        return self.logit(self.mixed(met, ready.context))
 
-    def _gridded(self, met: Float[Tensor, "g n p h"], context: Float[Tensor, "g p t"]) -> Float[Tensor, "g n p h"]:
-        assert self.grid is not None
+    def mixed(self, met: Float[Tensor, "g n p h"], context: Float[Tensor, "g p t"]) -> Float[Tensor, "g n p h"]:
+        """Return the FILIP heads mixed, by a matrix that the context gates or by a plain one."""
+        if self.grid is None:
+            assert self.mix is not None
+            return cast(Tensor, self.mix(met))
         grids = self.grid.grid(context.flatten(0, 1)).unflatten(0, context.shape[:2])
         return torch.einsum("gnpi,gpio->gnpo", met, grids)
+
+    def logit(self, mixed: Float[Tensor, "*shape h"]) -> Float[Tensor, "*shape"]:
+        """Return one logit of the mixed heads."""
+        return self.logit_bias + cast(Tensor, self.to_logit(mixed)).squeeze(-1).float()
