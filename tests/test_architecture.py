@@ -24,7 +24,6 @@ LAYERS: list[list[set[str]]] = [
         {"trainers", "track_trainer"},
         {"interpret", "contribution_files", "live_bins", "residue_maps"},
     ],
-    [{"report"}, {"trainers", "track_trainer"}],
     [{"adapter_model", "model_inputs"}],
     [{"finetune", "finetune_config", "finetune_feed", "finetune_memory", "finetune_modes", "live_model"}],
     [{"pretrain", "track_feed", "trunk_forward"}],
