@@ -14,7 +14,7 @@ import inspect
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -124,7 +124,7 @@ class TextReader:
         found = self.embedder.embed(texts)
         if found.truncated.any():
             _log.warning("%d texts were not read to their end", int(found.truncated.sum()))
-        return found.values
+        return list(found.values)
 
 
 def read_dna(seq: Tensor) -> Float[Tensor, "b l 4"]:
@@ -192,7 +192,7 @@ def _forget(known: OrderedDict[str, Tensor]) -> None:
 def as_numbers(values: Any, device: torch.device) -> Float[Tensor, " b"]:
     """Return one float per row of whatever shape holds one; None is a row of NaN."""
     listed = values if isinstance(values, Tensor) else torch.tensor([np.nan if v is None else v for v in values])
-    return cast(Tensor, listed.float().reshape(-1)).to(device)
+    return listed.float().reshape(-1).to(device)
 
 
 def known_width(name: str, given: int | None, reader: ProteinReader | TextReader | None) -> int:
