@@ -69,14 +69,6 @@ def write_inputs(folder: Path) -> None:
     (folder / "snps.vcf").write_text(
         f"##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\nI\t1000\trs1\t{ref}\t{ref}A,{'ACGT'.replace(ref, '')[0]}\n"
     )
-    ref = genome["chrI"][999]
-    (folder / "snps.vcf").write_text(
-        f"##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\nI\t1000\trs1\t{ref}\t{ref}A,{'ACGT'.replace(ref, '')[0]}\n"
-    )
-    ref = genome["chrI"][999]
-    (folder / "snps.vcf").write_text(
-        f"##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\nI\t1000\trs1\t{ref}\t{ref}A,{'ACGT'.replace(ref, '')[0]}\n"
-    )
     (folder / "motifs.jaspar").write_text(
         ">MA0363.1\tREB1\n" + "".join(f"{b} [ {' '.join(str(9 * (b == c)) for c in 'CGGGTAA')} ]\n" for b in "ACGT")
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,6 +57,50 @@ def test_loci_decide_what_trains_and_what_touches_both_is_in_neither(tmp_path: P
     assert result.scores["x"].n_values == 3 * 16 * 2
     with pytest.raises(SelectionError, match="no training loci"):
         train_plain_tracks(one, tmp_path / "i.safetensors", PlainTrackConfig(steps=2, loci="other"))
+
+
+def test_a_stopped_training_goes_on_to_the_same_bytes(
+    two: dict[str, Planted], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = PlainTrackConfig(steps=25, width=16, save_every=10)
+    whole = train_plain_tracks(sources(two), tmp_path / "whole.safetensors", config)
+    assert not whole.was_resumed
+    calls = 0
+
+    def dies(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > 17:
+            raise KeyboardInterrupt
+        return track_loss(*args)
+
+    out = tmp_path / "stopped.safetensors"
+    monkeypatch.setattr("tfbind_store.plain_track_training.track_loss", dies)
+    with pytest.raises(KeyboardInterrupt):
+        train_plain_tracks(sources(two), out, config)
+    assert not out.exists()
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match="other choices"):
+        train_plain_tracks(sources(two), out, PlainTrackConfig(steps=25, width=16, save_every=10, lr=1e-4))
+    resumed = train_plain_tracks(sources(two), out, config)
+    assert resumed.was_resumed
+    assert resumed.losses == whole.losses
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stopped.safetensors", "whole.safetensors"]
+
+
+def test_loci_may_come_as_two_files(tmp_path: Path) -> None:
+    planted = make_planted(tmp_path)
+    import_peak_tracks(planted.store, name="all", factor="WEA")
+    (tmp_path / "t.bed").write_text("chr1\t0\t5000\n")
+    (tmp_path / "v.bed").write_text("chr2\t0\t2000\n")
+    import_loci(planted.store, tmp_path / "t.bed", "two", split="train")
+    import_loci(planted.store, tmp_path / "v.bed", "two", split="valid")
+    one = {"x": SpeciesTracks(planted.store, tracks="tracks/all")}
+    result = train_plain_tracks(one, tmp_path / "h.safetensors", PlainTrackConfig(steps=2, loci="two"))
+    assert result.n_in_neither == 0
+    assert result.scores["x"].n_values == 4 * 16 * 2
+    assert load_tracks(tmp_path / "h.safetensors")[1]["x"]["n_train"] == 10  # type: ignore[index]
 
 
 class TestLoss:

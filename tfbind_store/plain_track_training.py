@@ -9,11 +9,12 @@ that touches loci of both parts is in neither, and counted.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,12 +24,16 @@ from tqdm import tqdm
 
 from tfbind_store.arrays import ShardedArray
 from tfbind_store.bin_reader import BinReader
+from tfbind_store.config import to_mapping
 from tfbind_store.errors import ConfigError, SelectionError, TrainingError
 from tfbind_store.heads.plain_tracks import PlainTracks, TrackLoss, save_tracks, track_loss
+from tfbind_store.learning.state import optimizer_tensors, put_back, read_state, restore_optimizer, write_state
+from tfbind_store.spec import canonical_json
 from tfbind_store.store import Store
 from tfbind_store.track_metrics import TrackScores, score_tracks
 
 _log = logging.getLogger(__name__)
+SCALING_WINDOWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +53,13 @@ class PlainTrackConfig:
     loci: str | None = None
     """A set of imported loci with the split column train, valid; decides instead of chromosomes."""
     seed: int = 0
+    save_every: int = 100
+    """Steps after which a state is written beside the head, from which a stopped training goes on."""
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.windows_per_step < 1 or not self.lr > 0:
-            raise ConfigError("steps, windows_per_step and lr must be above 0", where="plain tracks")
+        if min(self.steps, self.windows_per_step, self.save_every) < 1 or not self.lr > 0:
+            what = "steps, windows_per_step, save_every and lr must be above 0"
+            raise ConfigError(what, where="plain tracks")
 
 
 class SpeciesTracks(NamedTuple):
@@ -71,6 +79,7 @@ class PlainTrackResult(NamedTuple):
     """On each species' validation windows; absent where it has none."""
     n_in_neither: int
     """Windows that touch training and validation loci."""
+    was_resumed: bool
 
 
 class _Species:
@@ -91,6 +100,12 @@ class _Species:
         if not len(self.train):
             raise SelectionError(f"{name} has no embedded training windows with a label", where=str(self.store.path))
         self._read = BinReader(self.array, torch.device("cpu"))
+
+    def about(self) -> dict[str, object]:
+        """Return what a head trained on this says of it."""
+        fingerprint, genome = self.array.spec.fingerprint, self.store.meta.genome
+        n_train, digest = len(self.train), hashlib.sha256(self.train.tobytes()).hexdigest()
+        return {"genome": genome, "fingerprint": fingerprint, "n_train": n_train, "train_windows_sha256": digest}
 
     @property
     def dim(self) -> int:
@@ -143,10 +158,13 @@ def train_plain_tracks(
 ) -> PlainTrackResult:
     """Train one head on the tracks of all species, and write it to `out` as safetensors.
 
+    Stopped, the same call goes on where the last state stood, on a CPU to the same bytes.
+
     Raises
     ------
     ConfigError
-        If the species' embeddings are of different widths, or labels are negative where a rate is asked for.
+        If the species' embeddings are of different widths, labels are negative where a rate is asked for, or a state
+        of other choices or data lies beside `out`.
     SelectionError
         If a species has no training window.
     TrainingError
@@ -159,35 +177,73 @@ def train_plain_tracks(
         raise ConfigError(f"embeddings of different widths: {dims}", where="plain tracks", fix="use one trunk for all")
     torch.manual_seed(config.seed)
     head = PlainTracks(species[0].dim, {one.name: one.tracks for one in species}, width=config.width)
-    rng = np.random.default_rng(config.seed)
     for one in species:
-        dna, labels = one.batch(np.sort(rng.permutation(one.train)[:64]))
-        if config.loss == "poisson" and bool((labels < 0).any()):
-            fix = "train with loss pearson, or import the tracks otherwise"
-            what = f"labels of {one.name} are below zero: no Poisson rate"
-            raise ConfigError(what, where=str(one.store.path), fix=fix)
-        flat = dna.float().reshape(-1, one.dim)
-        head.fit_scaling(one.name, flat.mean(0), flat.std(0))
-    losses = _train(head, species, config, rng)
+        _fit_scaling(head, one, config)
+    about = {one.name: one.about() for one in species}
+    said = {"config": to_mapping(config), "about": about, "tracks": [[one.name, one.tracks] for one in species]}
+    losses, was_resumed = _train(head, species, config, _State(out, said))
     head.eval()
     scores = {one.name: _validate(head, one) for one in species if len(one.valid)}
-    about = {
-        one.name: {
-            "genome": one.store.meta.genome, "fingerprint": one.array.spec.fingerprint, "n_train": len(one.train)
-        }
-        for one in species
-    }
     save_tracks(out, head, about)
-    return PlainTrackResult(out, losses, scores, sum(one.n_in_neither for one in species))
+    _State(out, said).remove()
+    return PlainTrackResult(out, losses, scores, sum(one.n_in_neither for one in species), was_resumed)
+
+
+class _State:
+    """Where a training stands, in a file beside its head."""
+
+    def __init__(self, out: Path, said: Mapping[str, Any]) -> None:
+        self.path = out.with_name(f".{out.name}.state")
+        self.digest = hashlib.sha256(canonical_json(said).encode()).hexdigest()
+        """Of all that decides the numbers."""
+
+    def read(self, head: PlainTracks, optimizer: torch.optim.Optimizer) -> list[float]:
+        """Put head and optimizer where the state stood; return the losses so far, none where there is no state."""
+        if not self.path.exists():
+            return []
+        counters, groups = read_state(self.path)
+        if counters.get("digest") != self.digest:
+            fix = "train as before to go on, delete this file to begin anew, or write to another file"
+            what = "a stopped training of other choices or data lies here"
+            raise ConfigError(what, where=str(self.path), fix=fix)
+        put_back(self.path, head, groups["weights"])
+        restore_optimizer(self.path, optimizer, list(head.named_parameters()), groups.get("optimizer", {}))
+        return [float(loss) for loss in counters["losses"]]
+
+    def write(self, head: PlainTracks, optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
+        """Write it, whole or not at all."""
+        kept = optimizer_tensors(optimizer, list(head.named_parameters()))
+        counters = {"digest": self.digest, "losses": losses}
+        write_state(self.path, counters, {"weights": head.state_dict(), "optimizer": kept})
+
+    def remove(self) -> None:
+        """Remove it: the training is done."""
+        self.path.unlink(missing_ok=True)
+
+
+def _fit_scaling(head: PlainTracks, one: _Species, config: PlainTrackConfig) -> None:
+    """Give a species' channels their statistics, and refuse labels that are no rates where rates are asked for."""
+    rng = np.random.default_rng([config.seed, len(one.name)])
+    dna, labels = one.batch(np.sort(rng.permutation(one.train)[:SCALING_WINDOWS]))
+    if config.loss == "poisson" and bool((labels < 0).any()):
+        fix = "train with loss pearson, or import the tracks otherwise"
+        what = f"labels of {one.name} are below zero: no Poisson rate"
+        raise ConfigError(what, where=str(one.store.path), fix=fix)
+    flat = dna.float().reshape(-1, one.dim)
+    head.fit_scaling(one.name, flat.mean(0), flat.std(0))
 
 
 def _train(
-    head: PlainTracks, species: list[_Species], config: PlainTrackConfig, rng: np.random.Generator
-) -> list[float]:
+    head: PlainTracks, species: list[_Species], config: PlainTrackConfig, state: _State
+) -> tuple[list[float], bool]:
+    """Return the loss of every step, and whether some came from a state; a step follows from seed and number."""
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    losses = state.read(head, optimizer)
+    n_before = len(losses)
     head.train()
-    losses = []
-    for step in tqdm(range(config.steps), desc="train", unit="step", disable=None):
+    for step in tqdm(range(n_before, config.steps), desc="train", unit="step", disable=None):
+        rng = np.random.default_rng([config.seed, 1, step])
+        torch.manual_seed((config.seed << 32) + step)  # dropout
         one = species[step % len(species)]
         size = min(config.windows_per_step, len(one.train))
         dna, labels = one.batch(np.sort(rng.choice(one.train, size, replace=False)))
@@ -199,7 +255,9 @@ def _train(
         torch.nn.utils.clip_grad_norm_(head.parameters(), 1.0)
         optimizer.step()
         losses.append(float(loss.item()))
-    return losses
+        if len(losses) % config.save_every == 0 and len(losses) < config.steps:
+            state.write(head, optimizer, losses)
+    return losses, n_before > 0
 
 
 def _validate(head: PlainTracks, one: _Species, *, at_once: int = 16) -> TrackScores:
