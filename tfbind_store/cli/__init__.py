@@ -56,6 +56,7 @@ for command in (
     tuning.finetune,
     learning.evaluate,
     predicting.train_tracks,
+    predicting.predict_tracks,
     predicting.train_signal,
     predicting.predict,
     predicting.score,

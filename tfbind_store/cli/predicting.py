@@ -1,4 +1,4 @@
-"""Commands that use a trained head: predict, score; and the one that trains plain track heads."""
+"""Commands that use a trained head: predict, score; and those of signal gates and plain track heads."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from tfbind_store.cli.frame import Command, emit, json_option, key_values, listed
 from tfbind_store.cli.learning import run_place
+from tfbind_store.cli.stores import STORE
 
 FACTORS = click.option("--factor", "factors", multiple=True, required=True, help="A factor. Repeatable.")
 BIOTYPE = click.option("--biotype", help="A biotype of the store; the only one if not given.")
@@ -233,6 +234,45 @@ def train_tracks(
         text.append(f"  {name}: Pearson over bins {medians[0]}, Spearman {medians[1]} (median over tracks)")
     if result.n_in_neither:
         text.append(f"  {result.n_in_neither:,} windows touch training and validation loci and are in neither")
+    text.append(f"next: tfbind predict-tracks {result.path} STORE OUT")
+    emit(result, text, as_json=as_json)
+
+
+@click.command(
+    "predict-tracks",
+    cls=Command,
+    examples=["tfbind predict-tracks t.safetensors yeast.store predicted/ --chroms chrII"],
+)
+@click.argument("head", type=click.Path(path_type=Path))
+@STORE
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--species", default="", help="Of the head; the only one if not given.")
+@click.option("--windows", default="windows", show_default=True, help="Name of the array of windows in the store.")
+@click.option("--track", "tracks", multiple=True, help="Only this track. Repeatable.")
+@click.option("--chroms", metavar="LIST", help="Only these chromosomes.")
+@DEVICE
+@json_option
+def predict_tracks(
+    head: Path, store: Path, out: Path, tracks: tuple[str, ...], chroms: str | None, as_json: bool, **given: Any
+) -> None:
+    """Write the tracks that a head of train-tracks gives, one bigWig each, into the folder OUT.
+
+    The store is one that the head was trained on, or another with the same genome, grid and trunk. Stopped, the same
+    command goes on.
+    """
+    from tfbind_store.predict_tracks import TrackPredictConfig
+    from tfbind_store.predict_tracks import predict_tracks as predict_all
+    from tfbind_store.store import Store
+
+    config = TrackPredictConfig(tracks=tracks, chroms=tuple(listed(chroms)), **given)
+    result = predict_all(head, Store.open(store), out, config)
+    resumed = ", resumed" if result.was_resumed else ""
+    text = [
+        f"{len(result.files):,} tracks over {result.n_bins:,} bins{resumed}",
+        *(f"  {path}" for path in result.files),
+    ]
+    if result.n_windows_missing:
+        text.append(f"  {result.n_windows_missing:,} windows are not embedded (or all N) and have no rate")
     emit(result, text, as_json=as_json)
 
 
