@@ -66,17 +66,15 @@ def _runs(values: Float32[np.ndarray, " bins"]) -> Iterator[tuple[int, Float32[n
             yield at, values[at : min(at + RUN_BINS, end)]
 
 
-def _add(
-    file: object, chrom: str, first: int, run: Float32[np.ndarray, " run"], bin_bp: int, length_bp: int
-) -> None:
+def _add(file: object, chrom: str, first: int, run: Float32[np.ndarray, " run"], bin_bp: int, length_bp: int) -> None:
     add = file.addEntries  # type: ignore[attr-defined]
-    last_is_cut = (first + len(run)) * bin_bp > length_bp
-    whole = run[:-1] if last_is_cut else run
+    rest_bp = length_bp - (first + len(run) - 1) * bin_bp
+    whole = run[:-1] if rest_bp < bin_bp else run
     if len(whole):
         add(chrom, first * bin_bp, values=whole.astype(np.float64), span=bin_bp, step=bin_bp)
-    if last_is_cut:
-        start = (first + len(run) - 1) * bin_bp
-        add([chrom], [start], ends=[length_bp], values=[float(run[-1])])
+    if len(whole) < len(run):
+        # of the same kind: where kinds of entries change, libBigWig leaves a section without any entry behind
+        add(chrom, length_bp - rest_bp, values=run[-1:].astype(np.float64), span=rest_bp, step=rest_bp)
 
 
 def call_peaks(
