@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tfbind_store.ingest import (
     import_signals,
     import_tracks,
 )
+from tfbind_store.ingest import sources as sources_module
+from tfbind_store.ingest import tracks as tracks_module
 from tfbind_store.ingest.rebuilding import rebuild_catalog
 from tfbind_store.loci import Grid
 from tfbind_store.store import Store
@@ -106,6 +109,36 @@ def test_a_stopped_import_goes_on_with_what_was_published(
     assert report.rows_kept == 1
     assert store.array("tracks/tracks").receipts()[0] == made
     assert catalog_rows(store)[0][5] == 4
+
+
+def test_files_that_are_there_already_are_not_read_again(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def noted(path: Path) -> str:
+        read.append(path.name)
+        return whole_hash(path)
+
+    whole_hash = tracks_module._hash
+    monkeypatch.setattr(tracks_module, "_hash", noted)
+    hashed = sources_module._digest
+    monkeypatch.setattr(sources_module, "_digest", lambda path: (read.append(path.name), hashed(path))[1])
+    import_tracks(store, folder, annotation=atlas(folder, "SRX1").rename(folder / "first.tab"))
+    assert sorted(set(read)) == ["SRX1.bw", "first.tab"]  # and never the folder
+    read.clear()
+    report = import_tracks(store, folder, annotation=atlas(folder, "SRX1", "SRX2"))
+    assert sorted(set(read)) == ["SRX2.bw", "list.tab"]
+    assert report.rows_kept == 2
+    read.clear()
+    os.utime(folder / "SRX1.bw", ns=(1, 1))  # touched: its bytes are looked at, and are the same
+    import_tracks(store, folder, annotation=atlas(folder, "SRX1", "SRX2"))
+    assert "SRX1.bw" in read
+    # a folder that has grown is no reason not to make the catalog again
+    write_bigwig(folder / "SRX7.bw", LENGTHS, [("I", 0, 8, 2.0)])
+    rows = catalog_rows(store)
+    assert rebuild_catalog(store).origin == "inputs"
+    assert catalog_rows(store) == rows
 
 
 def test_another_assembly_is_refused_before_anything_is_written_or_dropped_by_name(store: Store, folder: Path) -> None:
@@ -222,9 +255,7 @@ def test_a_catalog_made_again_knows_the_tracks_and_bins_none_of_them(
 @pytest.mark.real_data
 def test_the_real_bigwigs_of_yeast_come_in(data_dir: Path, tmp_path: Path) -> None:
     folder = data_dir / "yeast_sacCer3"
-    store = Store.create(
-        tmp_path / "s", fasta=folder / "sacCer3.nuclear.fa.gz", grid=Grid(window_bp=16_384, n_bins=96)
-    )
+    store = Store.create(tmp_path / "s", fasta=folder / "sacCer3.nuclear.fa.gz", grid=Grid(window_bp=16_384, n_bins=96))
     shutil.copytree(folder / "bigwig", tmp_path / "bw")
     rows = "MNase\t\tBY4741\nPolII\tRPO21\tBY4741\nScc1\tSCC1\tBY4741\n"
     (tmp_path / "t.tsv").write_text(f"track\tfactor\tbiotype\n{rows}")

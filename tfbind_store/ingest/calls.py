@@ -20,6 +20,8 @@ from tfbind_store.catalog import Catalog
 from tfbind_store.stock import IMPORTS_KEY, recorded_imports
 
 _FILE_ARGUMENTS = ("path", "annotation", "experiments_tsv", "aliases", "synonyms")
+_RECEIPTED = ("import_tracks", "import_signals")
+"""Verbs whose folder is not hashed: it may hold terabytes, more files come later, and receipts know each by itself."""
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -56,7 +58,7 @@ def note_call(catalog: Catalog, digest: Callable[[Path], str]) -> None:
     call = _running.get()
     if call is None or call.is_noted:
         return
-    files = {path: digest(Path(path)) for path in _files(call.arguments)}
+    files = {path: digest(Path(path)) for path in _files(call)}
     calls = [*recorded_imports(catalog), {"verb": call.verb, "arguments": call.arguments, "files": files}]
     catalog.insert("data.meta", {"key": [IMPORTS_KEY], "value": [json.dumps(calls)]}, replace=True)
     call.is_noted = True
@@ -73,10 +75,10 @@ def _plain(name: str, value: Any) -> Any:
     return sorted(map(str, value)) if isinstance(value, set | frozenset) else [_plain(name, item) for item in value]
 
 
-def _files(arguments: Mapping[str, Any]) -> list[str]:
+def _files(call: _Call) -> list[str]:
     found: list[str] = []
-    for name in _FILE_ARGUMENTS:
-        value = arguments.get(name)
+    for name in _FILE_ARGUMENTS[call.verb in _RECEIPTED :]:
+        value = call.arguments.get(name)
         found += [value] if isinstance(value, str) else list(value) if isinstance(value, list) else []
     return found
 

@@ -34,6 +34,8 @@ class StoredTrack(NamedTuple):
     """Hash of what it was made of."""
     n_bins: int
     """That have a number."""
+    stamp: tuple[int, int] | None
+    """Size and time of change of its file when it was read; None where it was made of no file."""
 
 
 class TrackEntry(NamedTuple):
@@ -93,10 +95,15 @@ def stored_tracks(array: ShardedArray) -> dict[str, StoredTrack]:
     """Return the published tracks by name."""
     return {
         str(receipt.provenance["track"]): StoredTrack(
-            shard_id, str(receipt.provenance["made_of"]), int(receipt.provenance["n_bins"])
+            shard_id, str(receipt.provenance["made_of"]), int(receipt.provenance["n_bins"]), _stamp(receipt.provenance)
         )
         for shard_id, receipt in sorted(array.receipts().items())
     }
+
+
+def _stamp(provenance: Mapping[str, Any]) -> tuple[int, int] | None:
+    found = provenance.get("stamp")
+    return (int(found[0]), int(found[1])) if isinstance(found, list) and len(found) == 2 else None
 
 
 def publish_track(

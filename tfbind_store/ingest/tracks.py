@@ -25,6 +25,7 @@ from tfbind_store.ingest.calls import recorded
 from tfbind_store.ingest.registry import Names, ensure_biotypes, ensure_experiments
 from tfbind_store.ingest.sources import FileIdentity, ImportReport, add_source, check_drop, check_strict, in_words, some
 from tfbind_store.ingest.track_rows import (
+    StoredTrack,
     TrackEntry,
     only_importer,
     open_tracks,
@@ -154,8 +155,22 @@ class _Job(NamedTuple):
     tiling: Tiling
     aliases: Mapping[str, str]
     binning: Binning
-    known_hash: str | None
-    """Of the file that the stored track was made of."""
+    known: StoredTrack | None
+    """What is stored of this track already."""
+
+    @property
+    def stamp(self) -> tuple[int, int]:
+        """Size and time of change of the file, as it is now."""
+        try:
+            found = self.path.stat()
+        except OSError as error:
+            raise InputFileError(f"cannot be read: {error.strerror or error}", where=str(self.path)) from error
+        return found.st_size, found.st_mtime_ns
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the stored track is of this very file, by size and time: it is not read again then."""
+        return self.known is not None and self.known.stamp == self.stamp
 
 
 class _Done(NamedTuple):
@@ -304,7 +319,7 @@ def _bin_all(
             store.tiling,
             names,
             asked.binning,
-            stored[row.track].made_of if row.track in stored else None,
+            stored.get(row.track),
         )
         for row, path in chosen
     ]
@@ -318,7 +333,7 @@ def _bin_all(
 
 def _run(jobs: Sequence[_Job], workers: int | None) -> Iterator[_Done]:
     if workers is None:
-        n_bytes = sum(job.path.stat().st_size for job in jobs)
+        n_bytes = sum(job.stamp[0] for job in jobs if not job.is_settled)
         workers = 1 if n_bytes < PARALLEL_BYTES else len(os.sched_getaffinity(0))
     workers = max(1, min(workers, len(jobs)))
     if workers == 1:
@@ -331,15 +346,18 @@ def _run(jobs: Sequence[_Job], workers: int | None) -> Iterator[_Done]:
 def _bin_one(job: _Job) -> _Done:
     """Bin one file and publish it, unless it is there; a mistake in the file comes back as a value."""
     try:
+        if job.is_settled:
+            return _Done(job.row_index, 0, {}, None)
+        stamp = job.stamp  # before the bytes: a file that changes meanwhile is hashed next time
         digest = _hash(job.path)
-        if job.known_hash is not None:
-            if digest != job.known_hash:
+        if job.known is not None:
+            if digest != job.known.made_of:
                 fix = "import it under another --name; a stored track is never changed"
                 what = f"track {job.track!r} is there already, made from another file"
                 raise InputFileError(what, where=str(job.path), fix=fix)
             return _Done(job.row_index, 0, {}, None)
         track = bin_bigwig(job.path, job.tiling, job.aliases, job.binning)
-        provenance = {"file": job.path.name, "absent_chroms": list(track.absent_chroms)}
+        provenance = {"file": job.path.name, "stamp": list(stamp), "absent_chroms": list(track.absent_chroms)}
         n_bins = publish_track(
             job.layout, job.row_index, track.values, track=job.track, made_of=digest, provenance=provenance
         )
