@@ -69,7 +69,7 @@ def many_bins(n_bins: int) -> dict[str, float]:
     return {"bins": n_bins, "cpu_s": seconds, "peak_gib": gib}
 
 
-def whole_store(run: Path, motifs: Path | None) -> dict[str, Any]:
+def whole_store(run: Path, motifs: Path | None, threads: int) -> dict[str, Any]:
     """Evaluate a copy of a run on every chromosome and write its page."""
     import torch
 
@@ -77,7 +77,7 @@ def whole_store(run: Path, motifs: Path | None) -> dict[str, Any]:
     from tfbind_store.report import write_report
     from tfbind_store.store import Store
 
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     store = Store.open(run.resolve().parent.parent)
     copy = store.run_dir(f"{run.name}-benchmark")
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("report*", "*.parquet", "calibration*"))
@@ -89,6 +89,7 @@ def whole_store(run: Path, motifs: Path | None) -> dict[str, Any]:
         cells = int(result.columns["n_bins"][model].sum())
         page = write_report([copy]).page
         found = {
+            "threads": threads,
             "wall_s": wall,
             "cpu_s": cpu,
             "bin_scores": cells,
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--many", type=int, default=100_000_000)
     parser.add_argument("--run", type=Path, help="STORE/runs/NAME of an embedded store")
     parser.add_argument("--motifs", type=Path)
+    parser.add_argument("--threads", type=int, default=1, help="more of them wait for each other on a busy machine")
     asked = parser.parse_args()
     result: dict[str, Any] = {"benchmark": "evaluation", "machine": platform.processor() or platform.machine()}
     result["scikit_learn"] = found = against_scikit_learn(asked.bins, asked.rounds)
@@ -128,7 +130,7 @@ def main() -> None:
     result["many"] = found = many_bins(asked.many)
     print(f"{found['bins']:,} bins: {found['cpu_s']:.1f} s of CPU, {found['peak_gib']:.2f} GiB at most")
     if asked.run:
-        result["store"] = found = whole_store(asked.run, asked.motifs)
+        result["store"] = found = whole_store(asked.run, asked.motifs, asked.threads)
         print(f"{found['bin_scores']:,} bin scores beside their baselines: {found['wall_s']:.0f} s,")
         print(f"  {found['cpu_s']:.0f} s of CPU, {found['peak_gib']:.2f} GiB at most")
         print(f"page: {found['page_mb']:.1f} MB, usable after {found.get('interactive_s', float('nan')):.2f} s")

@@ -7,10 +7,12 @@ import torch
 
 from tests.planted import CHROMS, make_planted
 from tests.query.world import busy_world
+from tests.test_tracks import write_bigwig
 from tfbind_store.catalog import Catalog
 from tfbind_store.errors import ConfigError
 from tfbind_store.evaluate import EvaluateConfig, evaluate_run
 from tfbind_store.holdouts import label_column
+from tfbind_store.ingest import import_tracks
 from tfbind_store.metrics import score_binary
 from tfbind_store.query.labels import load_truth
 from tfbind_store.query.selection import SelectionConfig, make_selection
@@ -237,3 +239,26 @@ def test_selection_without_test_rows_says_so(planted):
 
     with pytest.raises(SelectionError, match="no test rows"):
         evaluate_run(planted.store, "no-test")
+
+
+def test_predictions_are_correlated_with_the_factors_own_track(planted, scored, tmp_path):
+    """A track of WEA in cellA that rises with the model's own scores there; no other experiment has one."""
+    assert np.isnan(scored.columns["pearson"]).all()
+    store, bins = planted.store, planted.store.tiling.global_bins(3)
+    scores = next(score_genome(store, "good", [0], 0, chroms=["chr4"])).scores[:, 0]
+    (tmp_path / "bw").mkdir()
+    values = [
+        ("chr4", 32 * at, min(32 * at + 32, CHROMS["chr4"]), float(score) + 20) for at, score in enumerate(scores)
+    ]
+    write_bigwig(tmp_path / "bw" / "T1.bw", dict(CHROMS), values[: len(bins) - 9])
+    table = tmp_path / "tracks.tsv"
+    table.write_text("track\tfactor\tbiotype\nT1\tWEA\tcellA\n")
+    import_tracks(store, tmp_path / "bw", annotation=table)
+    got = evaluate_run(store, "good", EvaluateConfig(factors=("WEA", "WEB")))
+    model = {(row["factor"], row["biotype"]): row for row in rows(got, scorer="model")}
+    assert model["WEA", "cellA"]["pearson"] == pytest.approx(1, abs=1e-5)
+    assert model["WEA", "cellA"]["spearman"] == pytest.approx(1, abs=1e-5)
+    assert np.isnan(model["WEA", "cellB"]["pearson"])
+    assert np.isnan(model["WEB", "cellA"]["pearson"])
+    of_gc = rows(got, scorer="gc_content", factor="WEA", biotype="cellA")[0]
+    assert abs(of_gc["pearson"]) < 0.5

@@ -9,7 +9,7 @@ from tests.planted import Planted, planted  # noqa: F401
 from tests.query.world import World
 from tfbind_store.feed import Experiments
 from tfbind_store.loci import Grid
-from tfbind_store.measured import Bound, GcCurve, accessibility, gc_share, label_tracks, open_signals
+from tfbind_store.measured import Bound, GcCurve, LabelTracks, accessibility, gc_share, open_signals
 from tfbind_store.query.labels import load_truth
 
 EXPERIMENTS = Experiments(np.arange(16), np.tile(np.arange(8), 2), np.repeat([0, 1], 8))
@@ -86,4 +86,4 @@ def test_a_store_without_tracks_has_neither_accessibility_nor_tracks(planted: Pl
     bins = np.arange(10)
     assert open_signals(planted.store) == []
     assert accessibility([], 0, bins) is None
-    assert label_tracks(planted.store).at(0, bins) is None
+    assert LabelTracks(planted.store).at(EXPERIMENTS, 0, bins) is None

@@ -155,6 +155,9 @@ def test_a_selection_declares_its_signals_and_evaluation_uses_them(store: Store)
         assert said["signals"] == ("signals/signals" if with_signal else None)
         mine = (columns["scorer"] == "model") & (columns["biotype"] == "cellC")
         assert {"cellC"} == set(columns["biotype"][mine].tolist())
+        alone = (columns["scorer"] == "accessibility") & (columns["biotype"] == "cellC")
+        assert alone.sum() == mine.sum()
+        assert np.nanmedian(columns["auroc"][alone].astype(float)) > 0.6
         found[with_signal] = float(np.nanmedian(columns["auprc"][mine].astype(float)))
     assert found[True] > found[False] + 0.2
 

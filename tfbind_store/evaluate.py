@@ -149,7 +149,7 @@ class _Judge:
         self.motifs = baselines.read_motifs(config.motifs) if config.motifs else []
         self.asked_loci = read_loci(store, config.loci) if config.loci else None
         self.signals = measured.open_signals(store)
-        self.tracks = measured.label_tracks(store)
+        self.tracks = measured.LabelTracks(store)
         kin = {factor: protein.genes for factor, protein in world.proteins.items()}
         every = np.arange(world.table.n)
         self.bound = measured.Bound(world.truth, world.experiments, every, kin)
@@ -229,7 +229,7 @@ class _Judge:
         nearest = self._name(int(block.nearest_factor[row]))
         shared = {**names, "chroms": ",".join(group.chroms), "holdout": group.holdout}
         beside = {"nearest": nearest, "similarity": float(block.similarity[row]) if nearest else float("nan")}
-        track = self.tracks.at(int(world.experiments.experiment_id[place]), ground.bins)
+        track = self.tracks.at(world.experiments, place, ground.bins)
         of_model: Resamples | None = None
         for scorer, scores in self._scorers(group, ground, block, row, signal):
             calls = tally(labels, scores)

@@ -161,34 +161,44 @@ def accessibility(
 
 
 class LabelTracks:
-    """Measured tracks of experiments: what a prediction can be correlated with.
+    """Measured tracks: what a prediction can be correlated with.
 
     Parameters
     ----------
     store
-        Whose.
-    rows
-        Array and row of each experiment's track.
+        Whose. Tracks that were made from peaks are left out: they say nothing beyond the peaks.
     """
 
-    def __init__(self, store: Store, rows: Mapping[int, tuple[str, int]]) -> None:
-        self._store, self.rows = store, rows
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        sql = """
+            SELECT t.array_name, t.row_index, t.experiment_id, e.factor_id, e.biotype_id
+            FROM data.tracks t JOIN data.experiments e USING (experiment_id)
+            WHERE t.role = 'label' ORDER BY t.array_name DESC, t.row_index DESC
+        """
+        with store.reader() as catalog:
+            found = catalog.rows(sql)
+        names = {str(row[0]) for row in found}
+        measured = {name for name in names if store.array(name).spec.embedder != "peaks"}
+        self._of_experiment: dict[int, tuple[str, int]] = {}
+        self._of_pair: dict[tuple[int, int], tuple[str, int]] = {}
+        for name, row, experiment, factor, biotype in found:
+            if name in measured:
+                self._of_experiment[int(experiment)] = self._of_pair[int(factor), int(biotype)] = (str(name), int(row))
 
-    def at(self, experiment_id: int, bins: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, " k"] | None:
-        """Return an experiment's measured values, NaN where nothing is known; None without a track."""
-        if experiment_id not in self.rows:
+    def at(
+        self, experiments: Experiments, place: int, bins: Int64[np.ndarray, " k"]
+    ) -> Float32[np.ndarray, " k"] | None:
+        """Return the values of an experiment's own track, else of its factor in its biotype; NaN where unknown.
+
+        Returns
+        -------
+        None where there is no track.
+        """
+        experiment, factor, biotype = (int(column[place]) for column in experiments)
+        where = self._of_experiment.get(experiment) or self._of_pair.get((factor, biotype))
+        if where is None:
             return None
-        name, row = self.rows[experiment_id]
-        return np.asarray(np.asarray(self._store.array(name).row(row), dtype=np.float32).reshape(-1)[bins])
-
-
-def label_tracks(store: Store) -> LabelTracks:
-    """Return the tracks that were imported as labels; those made from peaks say nothing beyond the peaks."""
-    sql = """
-        SELECT experiment_id, array_name, row_index FROM data.tracks
-        WHERE role = 'label' AND experiment_id IS NOT NULL ORDER BY array_name DESC, row_index DESC
-    """
-    with store.reader() as catalog:
-        found = catalog.rows(sql)
-    made_of_peaks = {name for name in {str(row[1]) for row in found} if store.array(name).spec.embedder == "peaks"}
-    return LabelTracks(store, {int(e): (str(n), int(r)) for e, n, r in found if str(n) not in made_of_peaks})
+        name, row = where
+        values = np.asarray(self._store.array(name).row(row), dtype=np.float32).reshape(-1)
+        return np.asarray(values[bins])
