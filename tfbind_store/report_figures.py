@@ -81,20 +81,27 @@ def _recall(runs: Sequence[Run]) -> list[figures.Picture]:
             if row["n_positive"] >= LEAST_POSITIVES and _is_drawn(row, runs):
                 grouped.setdefault(row["holdout"], {}).setdefault(_line_label(row, run, runs), []).append(row)
     return [
-        figures.lines(
-            f"recall_at_fdr_{holdout}".replace("+", "_and_"),
-            f"Share of bound bins found (recall) when 5, 10, 25 or 50 % of the calls may be wrong; {spaced(holdout)}.",
-            {
-                label: [(float(fdr), median(row[f"recall_at_fdr_{fdr}"] for row in rows)) for fdr in FDR_LEVELS]
-                for label, rows in scorers.items()
-            },
-            x_label="false discovery rate, %",
-            y_label="recall, median over factors",
-            markers=True,
-            looks=_LOOKS,
-        )
+        _recall_picture(holdout, scorers)
         for holdout, scorers in sorted(grouped.items(), key=lambda item: seen_first(item[0]))
     ]
+
+
+def _recall_picture(holdout: str, scorers: Mapping[str, Sequence[Row]]) -> figures.Picture:
+    curves = {
+        label: [(float(fdr), median(row[f"recall_at_fdr_{fdr}"] for row in rows)) for fdr in FDR_LEVELS]
+        for label, rows in scorers.items()
+    }
+    highest = max((recall for curve in curves.values() for _, recall in curve if recall == recall), default=0.0)
+    return figures.lines(
+        f"recall_at_fdr_{holdout}".replace("+", "_and_"),
+        f"Share of bound bins found (recall) when 5, 10, 25 or 50 % of the calls may be wrong; {spaced(holdout)}.",
+        curves,
+        x_label="false discovery rate, %",
+        y_label="recall, median over factors",
+        markers=True,
+        limits=(-0.02 * max(highest, 0.01), 1.05 * max(highest, 0.01)),
+        looks=_LOOKS,
+    )
 
 
 def _curves(runs: Sequence[Run]) -> list[figures.Picture]:
