@@ -1,10 +1,10 @@
 """What a head says of a group's experiments, and of the training factors that it is compared with, in bounded memory.
 
 Scores lie pair by pair, each over all bins. Where all pairs fit into the memory allowed, the bins are read once; where
-not, experiments come in blocks, after one pass that only sums the training factors up.
+not, biotype after biotype comes in blocks of experiments, after one pass that only sums its training factors up.
 """
 
-# k bins · p pairs of factor and biotype · c experiments of a block · b biotypes
+# k bins · p pairs of factor and biotype · c experiments of a block
 
 from __future__ import annotations
 
@@ -63,12 +63,11 @@ class _Scorer(NamedTuple):
             out[:, where] = scores.T
         return out
 
-    def sums(self, pairs: Sequence[Pair], biotypes: Sequence[int]) -> Float64[np.ndarray, "b k"]:
-        """Return the sum over each biotype's pairs, none of them kept."""
-        member = np.array([[biotype == pair[1] for biotype in biotypes] for pair in pairs], dtype=np.float64)
-        out = np.zeros((len(biotypes), len(self.bins)))
+    def total(self, pairs: Sequence[Pair]) -> Float64[np.ndarray, " k"]:
+        """Return the sum over some pairs, none of them kept."""
+        out = np.zeros(len(self.bins))
         for where, scores in self.blocks(pairs):
-            out[:, where] = (scores @ member).T
+            out[where] = scores.sum(axis=1, dtype=np.float64)
         return out
 
 
@@ -79,8 +78,13 @@ class _Beside(NamedTuple):
     near: list[Pair | None]
     kin: list[list[Pair]]
     """Training pairs of the same biotype that are the experiment's own thing: in no mean beside it."""
-    training: list[Pair]
+    trained: list[int]
+    """Training factors."""
     nearest: baselines.Nearest
+
+    def training(self, biotype: int) -> list[Pair]:
+        """Return all training factors in one biotype."""
+        return [(factor, biotype) for factor in self.trained]
 
 
 def predict_group(
@@ -96,24 +100,34 @@ def predict_group(
     beside = _pairs_beside(world, places)
     biotypes = sorted({biotype for _, biotype in beside.own})
     scorer = _Scorer(run, gate, bins)
-    everything = sorted({*beside.own, *beside.training})
     room = max(1, max_bytes // (4 * max(1, len(bins))))  # rows of fp32 that fit
-    if len(everything) + 3 * len(places) + 2 * len(biotypes) <= room:
+    n_pairs = len(biotypes) * len(beside.trained) + len(places)
+    if n_pairs + 3 * len(places) + 2 * len(biotypes) <= room:
+        everything = sorted({*beside.own, *(pair for one in biotypes for pair in beside.training(one))})
         scores = scorer.score(everything)
         rows = {pair: row for row, pair in enumerate(everything)}
-        sums = np.stack([_sum(scores, [rows[p] for p in beside.training if p[1] == one]) for one in biotypes])
-        yield _block(places, beside, np.arange(len(places)), biotypes, scores, rows, sums)
+        totals = {one: _sum(scores, [rows[pair] for pair in beside.training(one)]) for one in biotypes}
+        yield _block(places, beside, range(len(places)), scores, rows, totals)
         return
-    sums = scorer.sums(beside.training, biotypes) if beside.training else np.zeros((len(biotypes), len(bins)))
-    at = 0
-    while at < len(places):
-        n = 1
-        while at + n < len(places) and len(_wanted(beside, range(at, at + n + 1))) + 3 * (n + 1) <= room:
-            n += 1
-        wanted = _wanted(beside, range(at, at + n))
-        rows = {pair: row for row, pair in enumerate(wanted)}
-        yield _block(places, beside, np.arange(at, at + n), biotypes, scorer.score(wanted), rows, sums)
-        at += n
+    for one in biotypes:
+        totals = {one: scorer.total(beside.training(one))} if beside.trained else {one: np.zeros(len(bins))}
+        mine = [at for at, (_, biotype) in enumerate(beside.own) if biotype == one]
+        for chosen in _chunks(beside, mine, room - 2):
+            wanted = _wanted(beside, chosen)
+            rows = {pair: row for row, pair in enumerate(wanted)}
+            yield _block(places, beside, chosen, scorer.score(wanted), rows, totals)
+
+
+def _chunks(beside: _Beside, places: Sequence[int], room: int) -> Iterator[list[int]]:
+    """Yield places in pieces whose scores fill `room` rows at most; one place at least."""
+    chunk: list[int] = []
+    for at in places:
+        if chunk and len(_wanted(beside, [*chunk, at])) + 3 * (len(chunk) + 1) > room:
+            yield chunk
+            chunk = []
+        chunk.append(at)
+    if chunk:
+        yield chunk
 
 
 def _pairs_beside(world: World, places: Int64[np.ndarray, " e"]) -> _Beside:
@@ -128,8 +142,7 @@ def _pairs_beside(world: World, places: Int64[np.ndarray, " e"]) -> _Beside:
         [(other, pair[1]) for other in trained if other == pair[0] or genes[other] & world.proteins[pair[0]].genes]
         for pair in own
     ]
-    training = [(factor, biotype) for biotype in sorted({biotype for _, biotype in own}) for factor in trained]
-    return _Beside(own, near, kin, training, nearest)
+    return _Beside(own, near, kin, trained, nearest)
 
 
 def _wanted(beside: _Beside, places: Sequence[int]) -> list[Pair]:
@@ -148,27 +161,26 @@ def _sum(scores: Float32[np.ndarray, "p k"], rows: Sequence[int]) -> Float64[np.
 def _block(
     places: Int64[np.ndarray, " e"],
     beside: _Beside,
-    chosen: Int64[np.ndarray, " c"],
-    biotypes: Sequence[int],
+    chosen: Sequence[int],
     scores: Float32[np.ndarray, "p k"],
     rows: dict[Pair, int],
-    sums: Float64[np.ndarray, "b k"],
+    totals: dict[int, Float64[np.ndarray, " k"]],
 ) -> Predicted:
     nearest, mean = (np.full((len(chosen), scores.shape[1]), np.nan, dtype=np.float32) for _ in range(2))
-    for row, at in enumerate(chosen.tolist()):
+    for row, at in enumerate(chosen):
         near = beside.near[at]
         if near is not None:
             nearest[row] = scores[rows[near]]
-        biotype = beside.own[at][1]
-        n = sum(pair[1] == biotype for pair in beside.training) - len(beside.kin[at])
+        n = len(beside.trained) - len(beside.kin[at])
         if n:
             own = _sum(scores, [rows[pair] for pair in beside.kin[at]])
-            mean[row] = (sums[biotypes.index(biotype)] - own) / n
+            mean[row] = (totals[beside.own[at][1]] - own) / n
+    at_places = np.asarray(chosen, dtype=np.int64)
     return Predicted(
-        places[chosen],
-        scores[[rows[beside.own[at]] for at in chosen.tolist()]],
+        places[at_places],
+        scores[[rows[beside.own[at]] for at in chosen]],
         nearest,
         mean,
-        beside.nearest.factor_id[chosen],
-        beside.nearest.similarity[chosen],
+        beside.nearest.factor_id[at_places],
+        beside.nearest.similarity[at_places],
     )
