@@ -221,12 +221,21 @@ def evaluate(
     cases = summary.cases(name, scores)
     headlines = summary.headlines(cases)
     rows = [
-        (summary.spaced(h.holdout), summary.spaced(h.scorer), h.n_factors, h.auroc, h.auprc, h.prevalence, h.note)
+        (
+            summary.spaced(h.holdout),
+            summary.spaced(h.scorer),
+            h.n_factors,
+            h.auroc,
+            h.auprc,
+            f"{h.low:.3g} to {h.high:.3g}" if h.low == h.low else "-",
+            h.prevalence,
+            h.note,
+        )
         for h in headlines
     ]
     text = [
         f"{result.n_experiments:,} experiments scored into {result.path}",
-        *table(("held out", "scored by", "factors", "AUROC", "AUPRC", "prevalence", ""), rows),
+        *table(("held out", "scored by", "factors", "AUROC", "AUPRC", "of 95 %", "prevalence", ""), rows),
         "",
         *summary.verdicts(cases),
         f"next: tfbind report {run}",
