@@ -10,6 +10,7 @@ import torch
 
 from tests.precompute.fast_models import random_enformer, relative_rms
 from tfbind_store.errors import LocusError
+from tfbind_store.precompute import packed
 from tfbind_store.precompute.enformer import one_hot
 from tfbind_store.precompute.fast_forward import FastTrunk
 from tfbind_store.precompute.packed import PackedLinear
@@ -91,8 +92,13 @@ def _rows_are_alike() -> bool:
     return True
 
 
-@pytest.mark.parametrize(("window", "stride"), [(40, 16), (40, 15), (64, 64)])
-def test_a_window_has_the_same_numbers_whatever_else_is_asked_for(window: int, stride: int) -> None:
+@pytest.mark.parametrize(
+    ("window", "stride", "longest_sum"), [(40, 16, 256), (40, 16, 32), (40, 15, 256), (64, 64, 32)]
+)
+def test_a_window_has_the_same_numbers_whatever_else_is_asked_for(
+    window: int, stride: int, longest_sum: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "LONGEST_SUM", longest_sum)
     starts = tuple((i * stride - 5) * BP for i in range(5))
     read = _reader((5 * stride + window) * BP - 999)
     trunk = FastTrunk(random_enformer(dim=96, depth=1, dim_divisible_by=32))  # rows of whole vectors, as Enformer's are
