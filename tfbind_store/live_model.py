@@ -171,7 +171,7 @@ class LiveProteins:
         counts = [torch.zeros(n, 1, device=device) for n in n_rows]
         for at in range(0, len(stretches), PROTEINS_AT_ONCE):
             part = stretches[at : at + PROTEINS_AT_ONCE]
-            found = self.embedder.model.forward([stretch.letters for stretch in part], self.embedder.layer)
+            found = self.embedder.esm.live([stretch.letters for stretch in part], self.embedder.layer)
             for stretch, rows in zip(part, found, strict=True):
                 place, after = stretch.protein, n_rows[stretch.protein] - stretch.start - len(rows)
                 padding = (0, 0, stretch.start, after)

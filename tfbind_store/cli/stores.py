@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -266,13 +266,22 @@ def sql(
         most = max_rows or (None if out else MAX_PRINTED_ROWS)
         with catalog.untrusted_stream(query, values, limits=limits, max_rows=most) as found:
             if out:
-                write_file(out, None, found.columns, found.types, found.batches())
+                sizes: list[int] = []
+                write_file(out, None, found.columns, found.types, _counted(found.batches(), sizes))
+                click.echo(f"{sum(sizes):,} rows in {out}")
             elif shape == "table":
                 emit(None, table(found.columns, [row for batch in found.batches() for row in batch]), as_json=False)
             else:
                 WRITERS[shape](sys.stdout, found.columns, found.batches())
     if found.is_cut:
         click.echo(f"cut at {most:,} rows: --max-rows says how many", err=True)
+
+
+def _counted(batches: Iterator[list[list[Any]]], sizes: list[int]) -> Iterator[list[list[Any]]]:
+    """Pass batches on and note how many rows each has."""
+    for batch in batches:
+        sizes.append(len(batch))
+        yield batch
 
 
 def _print_schema(columns: list[tuple[str, str, str, str, str]], shape: str) -> None:

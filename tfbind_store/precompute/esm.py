@@ -123,7 +123,7 @@ class EsmEmbedder(ResidueEmbedder):
             "unknown_letters": "J as X",
         }
         super().__init__(wrapped, options, name="esm", identity=identity)
-        self.module, self.alphabet = model, alphabet
+        self.module, self.alphabet, self.esm = model, alphabet, wrapped
 
 
 class EsmModel:
@@ -143,12 +143,22 @@ class EsmModel:
 
     def forward(self, stretches: Sequence[str], layer: int) -> list[Float[torch.Tensor, "length dim"]]:
         """Return one row per residue of each stretch; the precision is autocast's."""
+        lines = self._lines(stretches)
+        found = self._run(lines, layer) if is_plain(self._model) else self._run_fair_esm(lines, layer)
+        return self._without_ends(found, stretches)
+
+    def live(self, stretches: Sequence[str], layer: int) -> list[Float[torch.Tensor, "length dim"]]:
+        """Return the same by the model's own modules: with its weights as they are now, and gradients to them."""
+        return self._without_ends(self._run_fair_esm(self._lines(stretches), layer), stretches)
+
+    def _lines(self, stretches: Sequence[str]) -> list[list[int]]:
         known = self.alphabet.tok_to_idx
-        lines = [
+        return [
             [*self._before, *(known[SAME_LETTER.get(letter, letter)] for letter in stretch), *self._after]
             for stretch in stretches
         ]
-        found = self._run(lines, layer) if is_plain(self._model) else self._run_fair_esm(lines, layer)
+
+    def _without_ends(self, found: Sequence[torch.Tensor], stretches: Sequence[str]) -> list[torch.Tensor]:
         first = len(self._before)
         return [rows[first : first + len(stretch)] for rows, stretch in zip(found, stretches, strict=True)]
 
@@ -163,7 +173,7 @@ class EsmModel:
             return self._laid_out[1](lines)
 
     def _run_fair_esm(self, lines: Sequence[Sequence[int]], layer: int) -> Sequence[torch.Tensor]:
-        """Run fair-esm's own modules, for the first ESM-1."""
+        """Run fair-esm's own modules: for the first ESM-1, and where weights change."""
         tokens = padded(lines, padding=self.alphabet.padding_idx, device=self.device)
         found = self._model.to(self.device)(tokens, repr_layers=[layer])["representations"][layer]
         return list(found)
