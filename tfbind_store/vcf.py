@@ -16,6 +16,8 @@ from tfbind_store.textfiles import read_lines
 
 COLUMNS: Final = ("CHROM", "POS", "ID", "REF", "ALT")
 _BASES = re.compile(r"[ACGTNacgtn]+")
+_BREAKEND = re.compile(r"[\[\].]")
+"""A mate's place in brackets, a single breakend's dot, or a dot alone: no other allele."""
 
 
 class Variant(NamedTuple):
@@ -78,7 +80,7 @@ def _reason(ref: str, alt: str, position: int) -> str:
         return "off_chromosome"
     if not _BASES.fullmatch(ref):
         return "bad_ref"
-    if alt in (".", "*") or alt.startswith("<") or "[" in alt or "]" in alt:
+    if alt == "*" or alt.startswith("<") or _BREAKEND.search(alt):
         return "symbolic_allele"
     if not _BASES.fullmatch(alt):
         return "bad_alt"
