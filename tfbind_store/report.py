@@ -33,6 +33,7 @@ SELECTION_FACTS = (
     "totals",
     "holdouts",
     "held_out",
+    "signals",
     "dropped",
     "shortfall",
     "notes",
