@@ -72,7 +72,9 @@ def adamw(
         {"params": parameters, "scale": scale, "weight_decay": decay}
         for (scale, decay), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
-    return torch.optim.AdamW(described, lr=lr, betas=BETAS)
+    # one pass over each parameter instead of a dozen: a third of an adapter's step on a CPU was this
+    fused = all(parameter.device.type in ("cpu", "cuda") for _, parameter in named)
+    return torch.optim.AdamW(described, lr=lr, betas=BETAS, fused=fused)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
