@@ -6,6 +6,7 @@ import pytest
 import torch
 from enformer_pytorch import Enformer
 
+from tfbind_store import AdapterModel
 from tfbind_store.errors import ConfigError, SelectionError
 from tfbind_store.heads.track_losses import n_counted, pearson, summed_loss
 from tfbind_store.track_trainer import BigWigTrainer
@@ -79,7 +80,7 @@ def trainer_of(files, model):
             "cache_path": files.parent / "track-cache",
             "device": "cpu",
         }
-        return BigWigTrainer(model, **{**choices, **changes})
+        return BigWigTrainer(changes.pop("trunk", model), **{**choices, **changes})
 
     return make
 
@@ -136,6 +137,22 @@ def test_nothing_left_to_train_on_is_refused(trainer_of):
         trainer_of(held_out_cell_types=["K-562"])
     with pytest.raises(ConfigError, match="both trains and validates"):
         trainer_of(valid_chromosome_ids=[1])
+
+
+@pytest.mark.parametrize("by_correlation", [False, True])
+def test_an_adapter_model_is_trained_itself(trainer_of, model, by_correlation):
+    torch.manual_seed(0)
+    adapter = AdapterModel(
+        enformer=model, use_aa_embeds=True, aa_embed_encoder="composition", use_free_text_context=True,
+        free_text_context_encoder="hashed", latent_dim=4, latent_heads=4, use_corr_coef_loss=by_correlation,
+    )  # fmt: skip
+    before = adapter.head.filip.null.clone()
+    trainer = trainer_of(trunk=adapter)
+    logs = [trainer() for _ in range(3)]
+    assert trainer.loss == ("pearson" if by_correlation else "poisson")
+    assert all(np.isfinite(log["loss"]) for log in logs)
+    assert trainer.head is adapter.head
+    assert not torch.equal(adapter.head.filip.null, before)
 
 
 class TestLosses:

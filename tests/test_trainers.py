@@ -5,8 +5,9 @@ import pytest
 import torch
 from enformer_pytorch import Enformer
 
-from tfbind_store import trainers
+from tfbind_store import AdapterModel, trainers
 from tfbind_store.errors import CheckpointError, ConfigError
+from tfbind_store.heads import load_checkpoint
 from tfbind_store.query.loader import Loader
 from tfbind_store.trainers import Trainer
 
@@ -78,7 +79,7 @@ def trainer_of(files, model, tmp_path_factory):
             "device": "cpu",
             "checkpoint_filename": files / "checkpoint.safetensors",
         }
-        return Trainer(model, **{**choices, **changes})
+        return Trainer(changes.pop("trunk", model), **{**choices, **changes})
 
     return make
 
@@ -181,3 +182,45 @@ def test_factors_come_equally_often(trainer_of):
     assert isinstance(loader, Loader)
     drawn = np.bincount(loader._factor[loader.order(0)])
     assert np.ptp(drawn[drawn > 0]) <= 1
+
+
+class TestAdapterModel:
+    """The reference's README example as it stands: the model goes into the trainer."""
+
+    @pytest.fixture
+    def adapter(self, model):
+        torch.manual_seed(0)
+        return AdapterModel(
+            enformer=model, use_aa_embeds=True, aa_embed_encoder="composition", use_free_text_context=True,
+            free_text_context_encoder="hashed", binary_target=True, target_mse_loss=True,
+            condition_squeeze_excite=True, aux_read_value_loss=True, latent_dim=4, latent_heads=4,
+        )  # fmt: skip
+
+    def test_the_readme_example_trains_the_model_itself(self, trainer_of, adapter, caplog):
+        before = {name: tensor.clone() for name, tensor in adapter.state_dict().items()}
+        trainer = trainer_of(trunk=adapter, batch_size=2, grad_accum_every=8, grad_clip_norm=2.0, validate_every=2)
+        assert "aux_read_value_loss" in caplog.text
+        logs = [trainer() for _ in range(2)]
+        assert [log["step"] for log in logs] == [1, 2]
+        assert np.isfinite(logs[1]["valid_auroc"])
+        changed = {name for name, tensor in adapter.state_dict().items() if not torch.equal(tensor, before[name])}
+        assert {"adapter.head.filip.null", "adapter.head.condition_dna.to_gate.weight"} <= changed
+        assert all(name.startswith("adapter.head.") for name in changed)
+        saved = load_checkpoint(trainer.head_file).head
+        assert {f"adapter.head.{name}" for name in saved.state_dict()} >= changed
+
+    def test_losses_fall(self, trainer_of, adapter):
+        trainer = trainer_of(trunk=adapter, validate_every=0, lr=1e-2)
+        losses = [trainer()["loss"] for _ in range(15)]
+        assert np.mean(losses[-4:]) < np.mean(losses[:4])
+
+    def test_models_that_stored_bins_cannot_train_are_refused(self, trainer_of, model):
+        widths = {"aa_embed_dim": 4, "contextual_embed_dim": 4, "latent_dim": 4, "latent_heads": 4}
+        with pytest.raises(ConfigError, match="binary_target is False"):
+            trainer_of(trunk=AdapterModel(enformer=model, **widths))
+        with pytest.raises(ConfigError, match="has no Enformer"):
+            trainer_of(trunk=AdapterModel(dna_embed_dim=4, binary_target=True, **widths))
+        with pytest.raises(ConfigError, match="genome_self_attn_depth"):
+            trainer_of(trunk=AdapterModel(enformer=model, binary_target=True, genome_self_attn_depth=1, **widths))
+        with pytest.raises(ConfigError, match="the head reads"):
+            trainer_of(trunk=AdapterModel(enformer=model, binary_target=True, **widths))

@@ -164,7 +164,7 @@ class AdapterModel(nn.Module):
         self.read_values = ReadValueLoss(latent_heads, fourier_dims=fourier_dims) if aux_read_value_loss else None
         self.read_value_aux_loss_weight = read_value_aux_loss_weight
         self.binary_target, self.target_mse_loss = binary_target, target_mse_loss
-        self._loss_kind: LossKind = "pearson" if use_corr_coef_loss else "poisson"
+        self.loss_kind: LossKind = "pearson" if use_corr_coef_loss else "poisson"
         self.track_heads = nn.ModuleDict(
             {name: nn.Sequential(nn.Linear(geometry.dna_dim, n), nn.Softplus())
              for name, n in (finetune_output_heads or {}).items()}
@@ -292,7 +292,7 @@ class AdapterModel(nn.Module):
             what = f"a target of shape {list(target.shape)} for predictions of shape {list(prediction.shape)}"
             raise ConfigError(what, where="AdapterModel: target", fix="one per sequence (binary), or one per bin")
         if not self.binary_target:
-            loss = mean_loss(self._loss_kind, prediction, target)
+            loss = mean_loss(self.loss_kind, prediction, target)
             return Losses(loss, loss, none)
         compare = F.mse_loss if self.target_mse_loss else F.binary_cross_entropy_with_logits
         main = compare(prediction, target.float())
@@ -327,7 +327,7 @@ class AdapterModel(nn.Module):
             raise ConfigError(what, where=f"head {name!r}", fix="one number per sequence, bin and track")
         if return_corr_coef:
             return self._correlation(prediction, target)
-        return mean_loss(self._loss_kind, prediction, target)
+        return mean_loss(self.loss_kind, prediction, target)
 
     def _dna(self, seq: Tensor | None, seq_embed: Tensor | None, modes: list[str]) -> Float[Tensor, "s n d"]:
         require_sound(

@@ -21,6 +21,7 @@ from enformer_pytorch import Enformer
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from tfbind_store.adapter_model import AdapterModel
 from tfbind_store.errors import ConfigError, SelectionError, TrainingError
 from tfbind_store.feed import Experiments, PairSource
 from tfbind_store.heads import Geometry, Scaling, make_head
@@ -30,10 +31,19 @@ from tfbind_store.learning.optimiser import adamw, clip, trainable
 from tfbind_store.learning.passes import Place, endless
 from tfbind_store.learning.state import optimizer_tensors, put_back, read_state, restore_optimizer, write_state
 from tfbind_store.loci import Grid
+from tfbind_store.precompute.embedder import SequenceEmbedder, TextEmbedder
 from tfbind_store.precompute.enformer import EnformerEmbedder, load_trunk
-from tfbind_store.query.loader import Arrays
 from tfbind_store.store import Store
-from tfbind_store.trainers import CACHE, SPECIES_PRIORITY, embed_all, hashed_inputs, known_chroms, trunk_folder
+from tfbind_store.trainers import (
+    CACHE,
+    SPECIES_PRIORITY,
+    Choice,
+    embed_all,
+    hashed_inputs,
+    known_chroms,
+    parts_of,
+    trunk_folder,
+)
 
 TRACKS = "tracks/tracks"
 
@@ -55,7 +65,8 @@ class BigWigTrainer:
     Parameters
     ----------
     trunk
-        An Enformer, or the folder of one. It is frozen.
+        An Enformer, or the folder of one; it is frozen. Or an `AdapterModel` of tracks: its trunk, its encoders and its
+        loss, and its `head` is what is trained.
     bigwig_folder_path, annot_file_path
         ``{experiment}.bw``, and ChIP-Atlas's experimentList, ENCODE's metadata, or a table with a column ``track``.
     factor_fasta_folder, fasta_file
@@ -89,7 +100,7 @@ class BigWigTrainer:
 
     def __init__(
         self,
-        trunk: Enformer | Path | str,
+        trunk: Enformer | AdapterModel | Path | str,
         *,
         bigwig_folder_path: Path | str,
         annot_file_path: Path | str,
@@ -114,15 +125,19 @@ class BigWigTrainer:
         checkpoint_filename: Path | str = "./checkpoint.safetensors",
         head: str = "adapter",
         head_options: Mapping[str, Any] | None = None,
-        proteins: str | Mapping[str, Any] = "composition",
-        contexts: str | Mapping[str, Any] = "hashed",
+        proteins: Choice | SequenceEmbedder = "composition",
+        contexts: Choice | TextEmbedder = "hashed",
         cache_path: Path | str = CACHE,
         device: str = "auto",
         seed: int = 0,
     ) -> None:
         if min(batch_size, tracks_per_step, grad_accum_every) < 1:
             raise ConfigError("batch_size, tracks_per_step and grad_accum_every are 1 or more", where="BigWigTrainer")
-        cache = Path(cache_path).expanduser()
+        cache, model = Path(cache_path).expanduser(), None
+        if isinstance(trunk, AdapterModel):
+            model, where = trunk, "BigWigTrainer"
+            trunk, proteins, contexts = parts_of(model, proteins, contexts, binary=False, where=where)
+            loss = model.loss_kind
         embedder = EnformerEmbedder(load_trunk(trunk_folder(trunk, cache)), device=device)
         bin_bp = embedder.geometry.bin_bp
         grid = Grid(window_bp=context_length, n_bins=target_length or context_length // bin_bp, bin_bp=bin_bp)
@@ -147,13 +162,16 @@ class BigWigTrainer:
         self.validate_every, self.checkpoint = validate_every, Path(checkpoint_filename)
         self._source = PairSource(self.store, names, embedder.device)
         self._labels = self.store.array(TRACKS)
-        self._begin(head, dict(head_options or {}), names, lr, wd)
-
-    def _begin(self, head: str, options: dict[str, Any], names: Arrays, lr: float, wd: float) -> None:
-        torch.manual_seed(self.seed)
+        torch.manual_seed(seed)
         geometry = Geometry(*(self.store.array(name).shape[-1] for name in names))
-        self.head = make_head(head, geometry, options)
-        self.head.fit_scaling(self._scaling(), prevalence=0.5)
+        if model is None:
+            self.head = make_head(head, geometry, dict(head_options or {}))
+            self.head.fit_scaling(self._scaling(), prevalence=0.5)
+        else:
+            self.head = model.head
+        self._begin(lr, wd)
+
+    def _begin(self, lr: float, wd: float) -> None:
         self.head.to(self._source.device)
         self._named = trainable(self.head)
         self._optimizer = adamw(self.head, self._named, lr=lr, weight_decay=wd)

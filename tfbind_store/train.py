@@ -218,7 +218,9 @@ def _begin_folder(path: Path, text: str, *, overwrite: bool) -> None:
 class TrainingRun:
     """One run: head, optimizer, where it stands, and its files."""
 
-    def __init__(self, material: Material, config: TrainConfig, path: Path, processes: Processes) -> None:
+    def __init__(
+        self, material: Material, config: TrainConfig, path: Path, processes: Processes, head: Head | None = None
+    ) -> None:
         self.material, self.config, self.path, self.processes = material, config, path, processes
         self.device = material.source.device
         self.feed = DenseFeed(
@@ -227,7 +229,7 @@ class TrainingRun:
         )  # fmt: skip
         self.source = self._make_source()
         torch.manual_seed(config.seed)
-        self.head = self._make_head()
+        self.head = self._make_head() if head is None else self._taken(head)
         self.named = trainable(self.head)
         self.optimizer = adamw(
             self.head, self.named, lr=config.lr, weight_decay=config.weight_decay, lr_scale=config.lr_scale
@@ -259,6 +261,14 @@ class TrainingRun:
         except TypeError as error:  # an unknown option, with the nearest known one
             raise ConfigError(str(error), where="options", fix="--set options.NAME=VALUE with one of these") from error
         head.fit_scaling(self.feed.scaling(), prevalence=self.feed.prevalence)
+        return head.to(self.device)
+
+    def _taken(self, head: Head) -> Head:
+        """Return a head that somebody made, to be trained on from where it stands."""
+        found = Geometry(*(self.material.store.array(name).shape[-1] for name in self.material.arrays))
+        if head.geometry != found:
+            what = f"the head reads DNA, proteins and contexts of {tuple(head.geometry)}, stored are {tuple(found)}"
+            raise ConfigError(what, where="head", fix="use the embedders that the head was made for")
         return head.to(self.device)
 
     def resume(self, path: Path | None = None) -> bool:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import xxhash
@@ -22,12 +22,19 @@ from enformer_pytorch import Enformer
 from jaxtyping import Int64
 
 from tfbind_store import config as configs
+from tfbind_store.adapter_model import AdapterModel
 from tfbind_store.errors import ConfigError
 from tfbind_store.feed import choose_arrays
+from tfbind_store.heads import Head, LossConfig
 from tfbind_store.ingest import import_biotypes, import_experiments, import_peaks, import_proteins
 from tfbind_store.learning.processes import Processes
 from tfbind_store.loci import Grid
-from tfbind_store.precompute.embedder import make_sequence_embedder, make_text_embedder
+from tfbind_store.precompute.embedder import (
+    SequenceEmbedder,
+    TextEmbedder,
+    make_sequence_embedder,
+    make_text_embedder,
+)
 from tfbind_store.precompute.enformer import EnformerEmbedder, load_trunk, save_trunk
 from tfbind_store.precompute.rows import embed_contexts, embed_factors
 from tfbind_store.precompute.run import embed_windows
@@ -44,6 +51,8 @@ from tfbind_store.train_material import gather_material
 CACHE = Path("~/.cache/tfbind_store/trainers")
 SPECIES_PRIORITY = ("human", "mouse", "unknown")
 WITHOUT_END = 10**9
+Choice = str | Mapping[str, Any]
+"""An embedder's name, or a mapping of its name and options."""
 _log = logging.getLogger(__name__)
 
 
@@ -53,7 +62,8 @@ class Trainer:
     Parameters
     ----------
     trunk
-        An Enformer, or the folder of one. It is frozen.
+        An Enformer, or the folder of one; it is frozen. Or an `AdapterModel` with ``binary_target``: its trunk and its
+        encoders, and its `head` is what is trained, in place of `head`, `head_options`, `proteins` and `contexts`.
     remap_bed_file
         Peaks as ReMap writes them: column 4 is ``EXPERIMENT.TARGET.BIOTYPE``.
     factor_fasta_folder
@@ -101,7 +111,7 @@ class Trainer:
 
     def __init__(
         self,
-        trunk: Enformer | Path | str,
+        trunk: Enformer | AdapterModel | Path | str,
         *,
         remap_bed_file: Path | str,
         factor_fasta_folder: Path | str,
@@ -129,13 +139,19 @@ class Trainer:
         checkpoint_filename: Path | str = "./checkpoint.safetensors",
         head: str = "adapter",
         head_options: Mapping[str, Any] | None = None,
-        proteins: str | Mapping[str, Any] = "composition",
-        contexts: str | Mapping[str, Any] = "hashed",
+        proteins: Choice | SequenceEmbedder = "composition",
+        contexts: Choice | TextEmbedder = "hashed",
         cache_path: Path | str = CACHE,
         device: str = "auto",
         seed: int = 0,
     ) -> None:
-        cache = Path(cache_path).expanduser()
+        cache, model = Path(cache_path).expanduser(), None
+        if isinstance(trunk, AdapterModel):
+            model, (trunk, proteins, contexts) = (
+                trunk,
+                parts_of(trunk, proteins, contexts, binary=True, where="Trainer"),
+            )
+            head, head_options = model.head.name, model.head.settings()["options"]
         embedder = EnformerEmbedder(load_trunk(trunk_folder(trunk, cache)), device=device)
         bin_bp = embedder.geometry.bin_bp
         if context_length < bin_bp or context_length % bin_bp:
@@ -165,6 +181,7 @@ class Trainer:
             head=head,
             options=dict(head_options or {}),
             pairing="rows",
+            loss=LossConfig(kind="mse" if model is not None and model.target_mse_loss else "bce"),
             steps=WITHOUT_END,
             batch_rows=batch_size * grad_accum_every,
             accumulate=grad_accum_every,
@@ -183,10 +200,10 @@ class Trainer:
         )
         self.validate_every = validate_every
         self.checkpoint = Path(checkpoint_filename)
-        self._run = self._begin()
+        self._run = self._begin(None if model is None else model.head)
         self._batches: Iterator[Numbered] | None = None
 
-    def _begin(self) -> TrainingRun:
+    def _begin(self, head: Head | None) -> TrainingRun:
         config = self.config
         arrays = choose_arrays(self.store, windows=config.windows, proteins=config.proteins, contexts=config.contexts)
         device = pick_device(config.device)
@@ -196,7 +213,7 @@ class Trainer:
         digest = _hashed(configs.to_toml(config) + self.selection.info["rows_sha256"])
         path = self.store.run_dir(f"trainer-{digest}")
         path.mkdir(parents=True, exist_ok=True)
-        return TrainingRun(material, config, path, Processes())
+        return TrainingRun(material, config, path, Processes(), head)
 
     @property
     def steps(self) -> int:
@@ -246,6 +263,45 @@ class Trainer:
         if not self._run.resume(place):
             raise ConfigError("no such checkpoint", where=str(place), fix="save() writes one")
         self._batches = None
+
+
+class ModelParts(NamedTuple):
+    """What an `AdapterModel` brings beside its head."""
+
+    trunk: Enformer
+    proteins: Choice | SequenceEmbedder
+    contexts: Choice | TextEmbedder
+
+
+def parts_of(
+    model: AdapterModel,
+    proteins: Choice | SequenceEmbedder,
+    contexts: Choice | TextEmbedder,
+    *,
+    binary: bool,
+    where: str,
+) -> ModelParts:
+    """Return the trunk and the embedders of a model; those given stand in for what it does not have.
+
+    Raises
+    ------
+    ConfigError
+        If the model cannot be trained on stored bins.
+    """
+    if not isinstance(model.enformer, Enformer):
+        raise ConfigError("the model has no Enformer", where=where, fix="AdapterModel(enformer=…)")
+    if model.binary_target is not binary:
+        raise ConfigError(f"binary_target is {model.binary_target}", where=where, fix=f"binary_target={binary}")
+    if len(model.adapter.among_bins):
+        what = "genome_self_attn_depth: stored bins are scored each by itself"
+        raise ConfigError(what, where=where, fix="genome_self_attn_depth=0, or call the model itself")
+    if model.read_values is not None:
+        _log.warning("aux_read_value_loss is of whole sequences; %s trains on bins, without it", where)
+    return ModelParts(
+        model.enformer,
+        proteins if model.proteins is None else model.proteins.embedder,
+        contexts if model.texts is None else model.texts.embedder,
+    )
 
 
 def trunk_folder(trunk: Enformer | Path | str, cache: Path) -> Path:
@@ -338,8 +394,8 @@ def _embedded(
     selection: Selection,
     valid_chroms: Sequence[str],
     embedder: EnformerEmbedder,
-    proteins: str | Mapping[str, Any],
-    contexts: str | Mapping[str, Any],
+    proteins: Choice | SequenceEmbedder,
+    contexts: Choice | TextEmbedder,
 ) -> Arrays:
     """Embed what training and validation read; return the names of the arrays."""
     table = selection.columns("train", names=("window",))
@@ -352,12 +408,13 @@ def _embedded(
 def embed_all(
     store: Store,
     embedder: EnformerEmbedder,
-    proteins: str | Mapping[str, Any],
-    contexts: str | Mapping[str, Any],
+    proteins: Choice | SequenceEmbedder,
+    contexts: Choice | TextEmbedder,
     windows: Int64[np.ndarray, " n"],
 ) -> Arrays:
     """Embed windows, factors and contexts that are not there yet; return the names of their arrays."""
-    sequences, texts = make_sequence_embedder(*_named(proteins)), make_text_embedder(*_named(contexts))
+    sequences = make_sequence_embedder(*_named(proteins)) if isinstance(proteins, str | Mapping) else proteins
+    texts = make_text_embedder(*_named(contexts)) if isinstance(contexts, str | Mapping) else contexts
     specs = embedder.spec(store.meta.genome, store.grid), sequences.spec(), texts.spec()
     names = Arrays(*(spec.short_id for spec in specs))
     embed_windows(store, embedder, name=names.windows, windows=windows).require_complete()
@@ -366,7 +423,7 @@ def embed_all(
     return choose_arrays(store, windows=names.windows, proteins=names.proteins, contexts=names.contexts)
 
 
-def _named(choice: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+def _named(choice: Choice) -> tuple[str, dict[str, Any]]:
     if isinstance(choice, str):
         return choice, {}
     options = dict(choice)
