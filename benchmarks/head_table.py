@@ -39,6 +39,8 @@ RATES = (1e-3, 3e-3, 3e-4)
 FULL = Geometry(dna_dim=3072, protein_dim=1280, context_dim=768)
 N_BINS, RESIDUES = 896, 512
 ENOUGH = 20
+STEP = {"filip": (64, 8)}
+"""Bins and experiments of a step; of `filip` fewer, since it meets every residue of proteins of up to 4,910."""
 
 
 def flops(name: str) -> int:
@@ -67,9 +69,10 @@ def flops(name: str) -> int:
 
 def trained(store: Store, name: str, rate: float, seed: int, args: argparse.Namespace) -> TrainResult:
     """Train one head for its minutes."""
+    bins, pairs = STEP.get(name, (512, 16))
     config = TrainConfig(
         head=name, lr=rate, seed=seed, minutes=args.minutes, steps=10**6, validate_every=10**6, save_every=10**6,
-        bins_per_step=512, pairs_per_step=16, max_valid_bins=args.valid_bins, device=args.device,
+        bins_per_step=bins, pairs_per_step=pairs, max_valid_bins=args.valid_bins, device=args.device,
         windows=args.windows,
     )  # fmt: skip
     return train_head(store, args.selection, config, f"table-{name}-{rate:g}-{seed}", overwrite=True)

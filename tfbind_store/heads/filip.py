@@ -97,12 +97,6 @@ class _Ready(NamedTuple):
     mask: Bool[Tensor, "*g p l"]
     context: Float[Tensor, "*g p t"]
 
-    @classmethod
-    def of(cls, pairs: Pairs) -> _Ready:
-        """Return the parts of encoded pairs by name."""
-        *projected, units, mask, context = pairs
-        return cls(tuple(projected), units, mask, context)
-
     def take(self, rows: Int[Tensor, " b"]) -> _Ready:
         """Return one group of one pair for each row."""
         projected = tuple(tensor[rows].unsqueeze(1) for tensor in self.projected)
@@ -154,18 +148,15 @@ class FilipHead(Head):
 
     def encode_factors(
         self, protein: Float[Tensor, "f l e"], mask: Bool[Tensor, "f l"], subunit: Int[Tensor, "f l"]
-    ) -> tuple[Tensor, ...]:
-        """Return the residues as bins meet them, and which are real; as they are, where the context comes in first."""
-        residues = self.protein_scale(protein)
-        return (residues, mask) if self.condition_protein is not None else (*self._met_as(residues), mask)
+    ) -> tuple[Float[Tensor, "f l e"], Bool[Tensor, "f l"]]:
+        """Return the residues as they are: what bins meet is ten times as large, and made a few pairs at a time."""
+        return protein, mask
 
-    def encode_pairs(self, factors: tuple[Tensor, ...], context: Float[Tensor, "p t"]) -> Pairs:
-        """Return (keys and values of each block, FILIP's unit vectors, which residues are real, context)."""
-        *residues, mask = factors
-        context = F.normalize(context.float(), dim=-1)
-        if self.condition_protein is not None:
-            residues = self._met_as(self.conditioned_residues(residues[0], mask, context))
-        return (*residues, mask, context)
+    def encode_pairs(
+        self, factors: tuple[Float[Tensor, "p l e"], Bool[Tensor, "p l"]], context: Float[Tensor, "p t"]
+    ) -> Pairs:
+        """Return (residues, which are real, context) of each pair."""
+        return (*factors, F.normalize(context.float(), dim=-1))
 
     def conditioned_residues(
         self, residues: Float[Tensor, "p l e"], mask: Bool[Tensor, "p l"], context: Float[Tensor, "p t"]
@@ -177,24 +168,44 @@ class FilipHead(Head):
             return cast(Tensor, self.condition_protein(residues, context, mask))
         return residues
 
-    def _met_as(self, residues: Float[Tensor, "p l e"]) -> list[Tensor]:
+    def _met_as(self, residues: Float[Tensor, "*p l e"]) -> tuple[tuple[Tensor, ...], Tensor]:
         """Return keys and values for each block, which feeds the residues forward behind it, and unit vectors."""
         projected = []
         for block, feed in zip(self.blocks, self.feed_protein, strict=True):
             projected.append(block.project(residues))
             residues = feed(residues)
-        return [*projected, self.filip.project_tokens(residues)]
+        return tuple(projected), self.filip.project_tokens(residues)
+
+    def _ready(self, pairs: Pairs) -> _Ready:
+        """Return pairs, in groups, as bins meet them."""
+        residues, mask, context = pairs
+        scaled = self.protein_scale(residues)
+        if self.condition_protein is not None:
+            flat = (tensor.flatten(0, 1) for tensor in (scaled, mask, context))
+            scaled = self.conditioned_residues(*flat).unflatten(0, mask.shape[:2])
+        return _Ready(*self._met_as(scaled), mask, context)
+
+    def _by_row(self, batch: Batch[Tensor]) -> _Ready:
+        """Return one group of one pair for each row; a factor is read once, or once for each of its contexts."""
+        distinct, row_pair = distinct_pairs(batch)
+        if self.condition_protein is not None:
+            ready = self._ready(tuple(tensor.unsqueeze(1) for tensor in self.encode(distinct)))
+            return _Ready(
+                tuple(part.squeeze(1) for part in ready.projected), *(part.squeeze(1) for part in ready[1:])
+            ).take(row_pair)
+        projected, units = self._met_as(self.protein_scale(batch.protein))
+        own, context = batch.factor_index, F.normalize(batch.context.float(), dim=-1)[batch.context_index]
+        met = _Ready(projected, units, batch.mask, batch.mask)
+        return met.take(own)._replace(context=context.unsqueeze(1))
 
     @staticmethod
     def join(parts: Sequence[Pairs]) -> Pairs:
         """Return pairs that were encoded in several batches as one, padded to the longest factor."""
-        longest = max(_Ready.of(part).mask.shape[1] for part in parts)
+        longest = max(mask.shape[1] for _, mask, _ in parts)
         padded = []
-        for part in parts:
-            projected, units, mask, context = _Ready.of(part)
+        for residues, mask, context in parts:
             more = longest - mask.shape[1]
-            by_residue = (F.pad(tensor, (0, 0, 0, more)) for tensor in (*projected, units))
-            padded.append((*by_residue, F.pad(mask, (0, more)), context))
+            padded.append((F.pad(residues, (0, 0, 0, more)), F.pad(mask, (0, more)), context))
         return Head.join(padded)
 
     def encode_dna(self, dna: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape d"]:
@@ -203,30 +214,28 @@ class FilipHead(Head):
 
     def interact(self, dna: Float[Tensor, "g n d"], pairs: Pairs) -> Float[Tensor, "g n p"]:
         """Return the logits of bins with pairs."""
-        return self._meet(dna, _Ready.of(pairs))
+        return self._meet(dna, self._ready(pairs))
 
     def forward(self, batch: Batch[Tensor]) -> Float[Tensor, "b n"]:
         """Return one logit per bin of each row; residues are read once per distinct factor."""
-        distinct, row_pair = distinct_pairs(batch)
-        ready = _Ready.of(self.encode(distinct)).take(row_pair)
-        return self._meet(self.encode_dna(batch.dna), ready).squeeze(-1)
+        return self._meet(self.encode_dna(batch.dna), self._by_row(batch)).squeeze(-1)
 
     def score_pairs(self, dna: Float[Tensor, "k d"], pairs: Pairs, *, max_cells: int = 20_000) -> Float[Tensor, "k p"]:
         """Return the logit of every bin with every encoded pair, a few pairs at a time."""
         hidden, n_pairs = self.encode_dna(dna).unsqueeze(0), pairs[0].shape[0]
-        numbers = max(4 * self.geometry.dna_dim, self.options.latent_heads * (pairs[-2].shape[1] + 1))
+        numbers = max(4 * self.geometry.dna_dim, self.options.latent_heads * (pairs[1].shape[1] + 1))
         cells = max_cells if torch.is_grad_enabled() else min(max_cells, max(1, MOST_NUMBERS // numbers))
         wide = max(1, min(n_pairs, cells // max(1, min(len(dna), 64))))
         columns = []
         for at in range(0, n_pairs, wide):
-            ready = _Ready.of(tuple(tensor[at : at + wide].unsqueeze(0) for tensor in pairs))
+            ready = self._ready(tuple(tensor[at : at + wide].unsqueeze(0) for tensor in pairs))
             parts = torch.split(hidden, max(1, cells // wide), dim=1)
             columns.append(torch.cat([self._meet(part, ready)[0] for part in parts]))
         return torch.cat(columns, dim=1) if columns else hidden.new_zeros(len(dna), 0)
 
     def intermediates(self, batch: Batch[Tensor]) -> Intermediates:
         """Return the logits, the attention of bins to residues, FILIP's similarities and the residue behind each."""
-        ready, attention = _Ready.of(tuple(tensor.unsqueeze(1) for tensor in self.encode(batch))), []
+        ready, attention = self._ready(tuple(tensor.unsqueeze(1) for tensor in self.encode(batch))), []
         bins = self._conditioned(self.encode_dna(batch.dna), ready.context)
         for block, feed, projected in zip(self.blocks, self.feed_dna, ready.projected, strict=True):
             attention.append(block.attention(bins, projected, ready.mask).squeeze(1))
