@@ -221,17 +221,33 @@ class FilipHead(Head):
         return self._meet(self.encode_dna(batch.dna), self._by_row(batch)).squeeze(-1)
 
     def score_pairs(self, dna: Float[Tensor, "k d"], pairs: Pairs, *, max_cells: int = 20_000) -> Float[Tensor, "k p"]:
-        """Return the logit of every bin with every encoded pair, a few pairs at a time."""
+        """Return the logit of every bin with every encoded pair, a few pairs of like length at a time."""
         hidden, n_pairs = self.encode_dna(dna).unsqueeze(0), pairs[0].shape[0]
-        numbers = max(4 * self.geometry.dna_dim, self.options.latent_heads * (pairs[1].shape[1] + 1))
-        cells = max_cells if torch.is_grad_enabled() else min(max_cells, max(1, MOST_NUMBERS // numbers))
-        wide = max(1, min(n_pairs, cells // max(1, min(len(dna), 64))))
-        columns = []
-        for at in range(0, n_pairs, wide):
-            ready = self._ready(tuple(tensor[at : at + wide].unsqueeze(0) for tensor in pairs))
+        lengths = pairs[1].sum(1)
+        order = lengths.argsort(stable=True)
+        columns, at = [], 0
+        while at < n_pairs:
+            wide, cells = self._fitting(lengths[order[at:]], max_cells, min(len(dna), 64))
+            own = order[at : at + wide]
+            longest = int(lengths[own].max().clamp(min=1))
+            trimmed = (pairs[0][own, :longest], pairs[1][own, :longest], pairs[2][own])
+            ready = self._ready(tuple(tensor.unsqueeze(0) for tensor in trimmed))
             parts = torch.split(hidden, max(1, cells // wide), dim=1)
             columns.append(torch.cat([self._meet(part, ready)[0] for part in parts]))
-        return torch.cat(columns, dim=1) if columns else hidden.new_zeros(len(dna), 0)
+            at += wide
+        return torch.cat(columns, dim=1)[:, order.argsort()] if columns else hidden.new_zeros(len(dna), 0)
+
+    def _fitting(self, lengths: Int[Tensor, " p"], max_cells: int, least_bins: int) -> tuple[int, int]:
+        """Return how many of these pairs, and of their cells with bins, are worked on at once."""
+        wide = len(lengths)
+        while True:
+            longest = int(lengths[:wide].max())
+            numbers = max(4 * self.geometry.dna_dim, self.options.latent_heads * (longest + 1))
+            cells = max_cells if torch.is_grad_enabled() else min(max_cells, max(1, MOST_NUMBERS // numbers))
+            fitting = max(1, cells // max(1, least_bins))
+            if wide <= fitting:
+                return wide, cells
+            wide = max(fitting, wide // 2) if wide > 1 else 1
 
     def intermediates(self, batch: Batch[Tensor]) -> Intermediates:
         """Return the logits, the attention of bins to residues, FILIP's similarities and the residue behind each."""
