@@ -165,6 +165,8 @@ class TestGenome:
         assert genome.codes("a", 20, 22).tolist() == [5, 5]
         assert genome.codes("a", -9, -7).tolist() == [5, 5]
         assert genome.codes("a", 4, 4).size == 0
+        genome.release()
+        assert genome.codes("a", -2, 14).tolist() == [5, 5, *A_CODES, 5, 5]
 
     def test_base_counts_leave_the_outside_out(self, fasta: Path) -> None:
         genome = genome_of(fasta)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tfbind_store.errors import InputFileError, PeakFileError
-from tfbind_store.textfiles import TableRow, find_column, read_chunks, read_lines, read_table
+from tfbind_store.textfiles import TableRow, find_column, read_ahead, read_chunks, read_lines, read_table
 
 
 def write(folder: Path, data: bytes, name: str = "t.tsv") -> Path:
@@ -71,3 +73,33 @@ class TestTables:
         assert find_column(table, "factor", None, "tf") is None
         with pytest.raises(InputFileError, match="no column 'tf' for factor"):
             find_column(table, "factor", {"factor": "tf"})
+
+
+class TestReadAhead:
+    def test_same_items_in_the_same_order(self) -> None:
+        assert list(read_ahead(iter(range(50)))) == list(range(50))
+
+    def test_an_error_comes_after_what_was_made_before_it(self) -> None:
+        def make() -> Iterator[int]:
+            yield 1
+            raise PeakFileError("broken")
+
+        items = read_ahead(make())
+        assert next(items) == 1
+        with pytest.raises(PeakFileError, match="broken"):
+            next(items)
+
+    def test_who_stops_early_stops_the_thread(self) -> None:
+        made = []
+
+        def make() -> Iterator[int]:
+            for number in range(1_000_000):
+                made.append(number)
+                yield number
+
+        before = threading.active_count()
+        items = read_ahead(make())
+        assert next(items) == 0
+        items.close()
+        assert threading.active_count() == before
+        assert len(made) < 10

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import logging
+import mmap
 import os
 import shutil
 import tempfile
@@ -272,7 +273,9 @@ class Genome:
                 where=str(codes_path),
                 fix="copy the store again, or init it anew from the FASTA",
             )
-        self._codes: UInt8[np.ndarray, " all_bp"] = np.memmap(codes_path, dtype=np.uint8, mode="r", shape=(expected,))
+        with Path(codes_path).open("rb") as file:
+            self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._codes: UInt8[np.ndarray, " all_bp"] = np.frombuffer(self._mapping, dtype=np.uint8)
 
     @property
     def digest(self) -> str:
@@ -298,6 +301,14 @@ class Genome:
         if first < last:
             out[first - start : last - start] = self._codes[info.offset + first : info.offset + last]
         return out
+
+    def release(self) -> None:
+        """Let go of the pages that were read: after a look at a whole genome they would count as memory in use.
+
+        They stay in the system's cache, and come back when they are asked for.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._mapping.madvise(mmap.MADV_DONTNEED)
 
     def base_counts(self, chrom: str, start: int, end: int) -> BaseCounts:
         """Count G + C, A + C + G + T, and N in the part of a locus that lies on the chromosome."""

@@ -180,7 +180,9 @@ class _Search:
         lot = draws.draw(self.ground.seed, f"negatives {self.kind}", *ids, rounds, number)
         place = np.where(whole[owner], number, draws.below(lot, np.maximum(self.pools.size[pool], 1)))
         if whole.any():
-            order = np.lexsort((np.where(whole[owner], lot, number.astype(np.uint64)), owner))
+            assert len(chunk) < 1 << 24, "owners are numbered by the 24 high bits"
+            rank = np.where(whole[owner], lot >> np.uint64(24), number.astype(np.uint64))
+            order = np.argsort(owner.astype(np.uint64) << np.uint64(40) | rank, kind="stable")
             owner, pool, place = owner[order], pool[order], place[order]
         return owner, self.pools.at(pool, place)
 

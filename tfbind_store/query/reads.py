@@ -151,6 +151,7 @@ def gc_per_bin(store: Store) -> Integer[np.ndarray, " bins"]:
             codes = np.asarray(store.genome.codes(chrom, start, end))
             is_gc[: end - start] = (codes ^ (codes >> 1)) & 1  # of codes 0 to 4 this is 1 for C (1) and G (2) only
             counts[part] = is_gc.reshape(-1, bin_bp).sum(axis=1, dtype=np.int32)
+        store.genome.release()
     return counts
 
 
