@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Bool, Integer
+from jaxtyping import Bool, Int32, Integer, UInt8
 
 from tfbind_store.catalog import Catalog
 from tfbind_store.columns import Columns
@@ -147,12 +147,20 @@ def gc_per_bin(store: Store) -> Integer[np.ndarray, " bins"]:
         for begin in range(0, len(bins), _BINS_AT_ONCE):
             part = bins[begin : begin + _BINS_AT_ONCE]
             start, end = begin * bin_bp, min((begin + len(part)) * bin_bp, length_bp)
-            is_gc = np.zeros(len(part) * bin_bp, dtype=np.uint8)
-            codes = np.asarray(store.genome.codes(chrom, start, end))
-            is_gc[: end - start] = (codes ^ (codes >> 1)) & 1  # of codes 0 to 4 this is 1 for C (1) and G (2) only
-            counts[part] = is_gc.reshape(-1, bin_bp).sum(axis=1, dtype=np.int32)
+            codes = np.zeros(len(part) * bin_bp, dtype=np.uint8)
+            codes[: end - start] = store.genome.codes(chrom, start, end)
+            counts[part] = _gc_of_bins(codes, bin_bp)
         store.genome.release()
     return counts
+
+
+def _gc_of_bins(codes: UInt8[np.ndarray, " bp"], bin_bp: int) -> Int32[np.ndarray, " bins"]:
+    """Count G and C in bins; eight bases at once where a bin is so many, four times as fast."""
+    word = np.dtype(np.uint64 if bin_bp % 8 == 0 else np.uint8).type
+    low_bits = np.frombuffer(b"\1" * 8, dtype=word)[0]
+    bases = codes.view(word)
+    is_gc = (bases ^ (bases >> word(1))) & low_bits  # of codes 0 to 4 this is 1 for C (1) and G (2) only
+    return np.bitwise_count(is_gc).reshape(-1, bin_bp // word(0).itemsize).sum(axis=1, dtype=np.int32)
 
 
 def proteins(catalog: Catalog) -> dict[str, str]:
