@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfbind_store.loci import Grid, Tiling
-from tfbind_store.query.stretches import Stretches, bin_spans, expand, member
+from tfbind_store.query import stretches as module
+from tfbind_store.query.stretches import Stretches, bin_spans, covered, expand, member, ranks
 
 SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 8)).map(lambda p: (p[0], p[0] + p[1])), max_size=12)
 
@@ -49,3 +50,25 @@ class TestBinSpans:
         spans = bin_spans(self.tiling, np.array([0, 1]), np.array([30, 0]), np.array([35, 1]), margin_bp=1000)
         assert spans.first.tolist() == [0, 4]
         assert spans.last.tolist() == [3, 5]
+
+
+class TestRanks:
+    def test_any_order_gives_what_searchsorted_gives(self, monkeypatch):
+        monkeypatch.setattr(module, "_CACHED", 10)
+        monkeypatch.setattr(module, "_WORTH_SORTING", 10)
+        rng = np.random.default_rng(0)
+        numbers = np.sort(rng.integers(0, 500, 300))
+        for asked in (rng.integers(-5, 505, 200), np.sort(rng.integers(-5, 505, 200)), rng.integers(0, 500, (20, 10))):
+            for side in ("left", "right"):
+                assert (ranks(numbers, asked, side=side) == np.searchsorted(numbers, asked, side=side)).all()
+
+
+def test_covered_is_what_marking_bin_by_bin_gives():
+    rng = np.random.default_rng(0)
+    for n in range(12):
+        first = rng.integers(0, 50, n)
+        last = np.minimum(first + rng.integers(0, 9, n), 49)
+        marked = np.zeros(50, dtype=bool)
+        for begin, end in zip(first.tolist(), last.tolist(), strict=True):
+            marked[begin : end + 1] = True
+        assert (covered(first, last, 50) == marked).all()
