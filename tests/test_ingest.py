@@ -155,6 +155,8 @@ class TestPeaks:
         text = f"{PEAKS}chr2\t8\t12\t{A}\t1\t.\nchr2\t0\t30\t{A}\t1\t.\n"
         report = import_peaks(store, file(text))
         assert report[2:5] == (5, 3, {"summit_in_n": 2})
+        # they bind what they cover outside N, but nobody sees which bin
+        assert rows(store, "SELECT start_bp, end_bp FROM data.relaxed_peaks ORDER BY 1") == [(0, 30), (8, 12)]
         with pytest.raises(StrictError, match="2 summit in n"):
             import_peaks(store, file(text + "#\n"), strict=True)
 

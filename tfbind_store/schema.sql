@@ -127,7 +127,7 @@ CREATE TABLE data.peaks (                  -- sorted by experiment_id, window_id
     bin           SMALLINT NOT NULL,
     source_id     INTEGER NOT NULL
 );
-CREATE TABLE data.relaxed_peaks (          -- lenient calls: near a peak but no peak means ambiguous
+CREATE TABLE data.relaxed_peaks (          -- lenient calls, and peaks whose summit lies in N: no peak there means ambiguous
     experiment_id INTEGER NOT NULL,
     chrom_id      SMALLINT NOT NULL,
     start_bp      BIGINT NOT NULL,

@@ -1,7 +1,8 @@
 """Import peaks: one file whose column 4 names the experiments, or a folder with one file per experiment.
 
 Each file is a source of its own: an experiment is labelled on the chromosomes on which its files have at least one row,
-unless the caller says otherwise. Rows whose summit lies in a bin of N only are dropped and counted.
+unless the caller says otherwise. Rows whose summit lies in a bin of N only are dropped and counted; bins outside N that
+they touch are then ambiguous, not unbound.
 """
 
 from __future__ import annotations
@@ -325,6 +326,12 @@ class _Importer:
         self.catalog.execute(
             f"INSERT INTO {self.table} BY NAME SELECT {columns}, {source_id} AS source_id FROM import_good"
             f" WHERE cause IS NULL ORDER BY {order}, line"
+        )
+        # what such a peak covers outside N is bound, nobody sees by which bin: it is ambiguous, as near lenient calls
+        self.catalog.execute(
+            f"""INSERT INTO data.relaxed_peaks BY NAME
+            SELECT experiment_id, chrom_id, start_bp, end_bp, {source_id} AS source_id
+            FROM import_good WHERE cause = 'summit_in_n' ORDER BY experiment_id, chrom_id, start_bp, line"""
         )
 
     def _label(self, source_id: int, experiment_ids: Sequence[int]) -> None:

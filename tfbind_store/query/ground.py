@@ -8,6 +8,7 @@ all N. What is forbidden is kept per *group*, all experiments of one factor in o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -196,13 +197,9 @@ def make_ground(
     group = group.reshape(-1).astype(np.int64)
     wanted = np.ones(len(group), dtype=bool) if chosen is None else np.isin(group, group[chosen])
     peaks, relaxed = _of_places(truth, peaks, wanted), _of_places(truth, relaxed, wanted)
-    near = _stretches(truth, group, peaks, margin_bp)
-    if len(relaxed.chrom_id):
-        lenient = _stretches(truth, group, relaxed, margin_bp)
-        ends = [np.concatenate(pair) for pair in ((near.first, lenient.first), (near.last, lenient.last))]
-        near = Stretches.merged(*ends)
+    near = _stretches(truth, group, (peaks, relaxed), margin_bp)
     # a row of one bin is its anchor: it touches nothing that is not near
-    own = near if placer.n_bins == 1 else _stretches(truth, group, peaks, 0)
+    own = near if placer.n_bins == 1 else _stretches(truth, group, (peaks,), 0)
     spans = bin_spans(tiling, exclusions.chrom_id, exclusions.start_bp, exclusions.end_bp, margin_bp=margin_bp)
     return Ground(
         truth=truth,
@@ -227,20 +224,25 @@ def _of_places(truth: Truth, intervals: Intervals, wanted: Bool[np.ndarray, " e"
     return Intervals(*(column[keep] for column in intervals))
 
 
-def _stretches(truth: Truth, group: Int64[np.ndarray, " e"], intervals: Intervals, margin_bp: int) -> Stretches:
+def _stretches(
+    truth: Truth, group: Int64[np.ndarray, " e"], intervals: Sequence[Intervals], margin_bp: int
+) -> Stretches:
     """Return what intervals touch, by group; a peak binds only bins that it touches, so these are among them.
 
     Some groups at a time, so that memory stays bounded: their keys follow each other.
     """
-    owner = group[truth.place(intervals.experiment_id)].astype(np.int32)
-    part = (np.cumsum(np.bincount(owner)) // _INTERVALS_AT_ONCE).astype(np.int32)
-    part_of, found = part[owner], [Stretches.of(np.empty(0, np.int64))]
-    for number in np.unique(part).tolist():
-        mine = np.flatnonzero(part_of == number)
-        chrom_id, start_bp, end_bp = (
-            column[mine] for column in (intervals.chrom_id, intervals.start_bp, intervals.end_bp)
-        )
-        spans = bin_spans(truth.tiling, chrom_id, start_bp, end_bp, margin_bp=margin_bp)
-        base = owner[mine].astype(np.int64) * truth.tiling.n_bins
-        found.append(Stretches.merged(base + spans.first, base + spans.last))
+    owners = [group[truth.place(these.experiment_id)].astype(np.int32) for these in intervals]
+    counts = sum(np.bincount(owner, minlength=int(group.max(initial=0)) + 1) for owner in owners)
+    part = (np.cumsum(counts) // _INTERVALS_AT_ONCE).astype(np.int32)
+    parts = [part[owner] for owner in owners]
+    found = []
+    for number in range(int(part[-1]) + 1):
+        ends = [np.empty((2, 0), dtype=np.int64)]
+        for these, owner, part_of in zip(intervals, owners, parts, strict=True):
+            mine = np.flatnonzero(part_of == number)
+            columns = (column[mine] for column in (these.chrom_id, these.start_bp, these.end_bp))
+            spans = np.stack(bin_spans(truth.tiling, *columns, margin_bp=margin_bp))
+            spans += owner[mine].astype(np.int64) * truth.tiling.n_bins
+            ends.append(spans)
+        found.append(Stretches.merged(*np.concatenate(ends, axis=1)))
     return Stretches(*(np.concatenate([getattr(some, name) for some in found]) for name in ("first", "last")))
