@@ -156,11 +156,11 @@ def gc_per_bin(store: Store) -> Integer[np.ndarray, " bins"]:
 
 def _gc_of_bins(codes: UInt8[np.ndarray, " bp"], bin_bp: int) -> Int32[np.ndarray, " bins"]:
     """Count G and C in bins; eight bases at once where a bin is so many, four times as fast."""
-    word = np.dtype(np.uint64 if bin_bp % 8 == 0 else np.uint8).type
-    low_bits = np.frombuffer(b"\1" * 8, dtype=word)[0]
+    word = np.dtype(np.uint64 if bin_bp % 8 == 0 else np.uint8)
+    one, low_bits = np.ones(1, dtype=word), np.frombuffer(b"\1" * word.itemsize, dtype=word)
     bases = codes.view(word)
-    is_gc = (bases ^ (bases >> word(1))) & low_bits  # of codes 0 to 4 this is 1 for C (1) and G (2) only
-    return np.bitwise_count(is_gc).reshape(-1, bin_bp // word(0).itemsize).sum(axis=1, dtype=np.int32)
+    is_gc = (bases ^ (bases >> one)) & low_bits  # of codes 0 to 4 this is 1 for C (1) and G (2) only
+    return np.asarray(np.bitwise_count(is_gc).reshape(-1, bin_bp // word.itemsize).sum(axis=1, dtype=np.int32))
 
 
 def proteins(catalog: Catalog) -> dict[str, str]:
