@@ -23,6 +23,7 @@ The last line is one JSON object; ``slope`` is what a further million rows costs
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -117,22 +118,25 @@ def make(folder: Path, rows: int) -> Result:
     """Write what is not there yet: genome, store with it, proteins, peaks."""
     import numpy as np
 
+    import tfbind_store
     from tfbind_store.ingest import import_proteins
     from tfbind_store.store import Store
 
     rng = np.random.default_rng(0)
     factors = remap_files.factor_names(rng)
     names = remap_files.experiment_names(rng, factors)
-    if not (folder / "base.store").exists():
+    schema = Path(tfbind_store.__file__).with_name("schema.sql").read_bytes()
+    base = folder / f"base-{hashlib.sha256(schema).hexdigest()[:8]}.store"  # a store of another schema is of no use
+    if not base.exists():
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             remap_files.write_genome(Path(temporary) / "genome.fa")
             Store.create(Path(temporary) / "base.store", fasta=Path(temporary) / "genome.fa")
-            os.rename(Path(temporary) / "base.store", folder / "base.store")
+            os.rename(Path(temporary) / "base.store", base)
     if not _bed(folder, rows).exists():
         remap_files.write_peaks(_bed(folder, rows), rows, names)
     remap_files.write_proteins(folder / "proteins.fa.gz", factors)
     shutil.rmtree(_store(folder, rows), ignore_errors=True)
-    shutil.copytree(folder / "base.store", _store(folder, rows), copy_function=_link_genome)
+    shutil.copytree(base, _store(folder, rows), copy_function=_link_genome)
     import_proteins(Store.open(_store(folder, rows)), folder / "proteins.fa.gz")
     return {"bytes": _bed(folder, rows).stat().st_size}
 
