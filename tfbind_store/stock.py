@@ -68,10 +68,12 @@ def _windows(genome: Genome, tiling: Tiling) -> dict[str, Any]:
     chrom_ids = tiling.window_chrom(ids)
     starts = (ids - tiling.first_window[chrom_ids]) * tiling.grid.stride_bp
     ends = np.minimum(starts + tiling.grid.stride_bp, np.asarray(tiling.lengths_bp)[chrom_ids])
-    counts = [
-        genome.base_counts(tiling.chroms[chrom], start, end)
-        for chrom, start, end in zip(chrom_ids.tolist(), starts.tolist(), ends.tolist(), strict=True)
-    ]
+    counts = []
+    for number, chrom in enumerate(tiling.chroms):
+        mine = slice(*tiling.first_window[number : number + 2].tolist())
+        places = zip(starts[mine].tolist(), ends[mine].tolist(), strict=True)
+        counts += [genome.base_counts(chrom, start, end) for start, end in places]
+        genome.release()
     return {
         "window_id": ids,
         "chrom_id": chrom_ids,
