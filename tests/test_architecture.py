@@ -47,7 +47,7 @@ LAYERS: list[list[set[str]]] = [
     [{"train", "train_batches", "train_config", "train_folds", "train_loss", "train_material"}],
     [{"learning"}],
     [{"scoring", "signal_features", "signal_gate"}],
-    [{"feed", "bin_reader"}],
+    [{"feed", "bin_reader"}, {"prepare"}],
     [{"precompute"}, {"query"}, {"heads"}, {"ingest"}],
     [{"verify", "repair", "garbage"}],
     [{"store", "answers", "identity", "residues", "sequences", "stock"}],

@@ -69,6 +69,10 @@ def write_inputs(folder: Path) -> None:
     (folder / "snps.vcf").write_text(
         f"##fileformat=VCFv4.2\n#CHROM\tPOS\tID\tREF\tALT\nI\t1000\trs1\t{ref}\t{ref}A,{'ACGT'.replace(ref, '')[0]}\n"
     )
+    (folder / "plan.toml").write_text(
+        'store = "planned.store"\n[init]\nfasta = "genome.fa.gz"\nwindow_bp = 4096\nbins = 16\n'
+        '[peaks]\npath = "peaks.bed.gz"\n[proteins]\npath = "proteins.fa.gz"\n[select.all]\n'
+    )
     (folder / "motifs.jaspar").write_text(
         ">MA0363.1\tREB1\n" + "".join(f"{b} [ {' '.join(str(9 * (b == c)) for c in 'CGGGTAA')} ]\n" for b in "ACGT")
     )

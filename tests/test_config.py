@@ -44,6 +44,17 @@ def test_unknown_key_names_the_nearest() -> None:
     assert caught.value.where == "run.toml: optimizer"
 
 
+def test_a_missing_value_is_named() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Needs:
+        path: Path
+        name: str = ""
+
+    with pytest.raises(ConfigError, match="path is missing") as caught:
+        from_mapping(Needs, {}, where="plan.toml: peaks")
+    assert caught.value.where == "plan.toml: peaks"
+
+
 @pytest.mark.parametrize(
     "values",
     [

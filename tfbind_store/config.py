@@ -27,7 +27,7 @@ def from_mapping(cls: type[ConfigT], values: Mapping[str, Any], *, where: str) -
     Raises
     ------
     ConfigError
-        On an unknown key (with the nearest known one) or a value of another type.
+        On an unknown key (with the nearest known one), a value of another type, or one that is missing.
     """
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
@@ -38,6 +38,10 @@ def from_mapping(cls: type[ConfigT], values: Mapping[str, Any], *, where: str) -
             fix = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(sorted(fields))}"
             raise ConfigError(f"unknown key {key!r}", where=where, fix=fix)
         ready[key] = _convert(value, hints[key], where=f"{where}: {key}")
+    for key, field in fields.items():
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if key not in ready and not has_default:
+            raise ConfigError(f"{key} is missing", where=where, fix=f"add {key} = …")
     return cls(**ready)
 
 

@@ -431,6 +431,11 @@ class Store:
         """The sequences by factor name, as of now: a string, or a tuple of a complex's subunits."""
         return FactorSequences(self)
 
+    @property
+    def prepared_path(self) -> Path:
+        """Where `tfbind prepare` remembers which stages of a plan were done."""
+        return self.path / "prepared.json"
+
     # selections and runs -------------------------------------------------------------------------------------------
 
     def selection_dir(self, name: str) -> Path:

@@ -15,6 +15,7 @@ from tfbind_store.cli import (
     keeping,
     learning,
     predicting,
+    preparing,
     projecting,
     running,
     selecting,
@@ -39,6 +40,7 @@ def main() -> None:
 for command in (
     fetching.fetch,
     fetching.cache,
+    preparing.prepare,
     stores.init,
     importing.import_,
     stores.info,

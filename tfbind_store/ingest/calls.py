@@ -2,6 +2,9 @@
 
 A call is its verb, its arguments as JSON, and the sha256 of every file it named. It is written into the catalog in the
 transaction of the import itself, so a call is on record exactly if it happened; the store keeps a copy outside.
+
+Who fills a store by a plan learns here what an import stood on (`watching`), and can have a later one take the place of
+an earlier one in a single transaction (`replacing`).
 """
 
 from __future__ import annotations
@@ -11,10 +14,10 @@ import contextvars
 import functools
 import inspect
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from tfbind_store.catalog import Catalog
 from tfbind_store.stock import IMPORTS_KEY, recorded_imports
@@ -33,7 +36,58 @@ class _Call:
     is_noted: bool = False
 
 
+class SourceKey(NamedTuple):
+    """What tells one imported file from another, in whichever catalog."""
+
+    kind: str
+    sha256: str
+    options: str
+
+
+@dataclass
+class Imported:
+    """What some imports left in a catalog, or found there because the same had been imported before."""
+
+    sources: list[SourceKey] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    """``verb`` and ``arguments``."""
+
+
 _running: contextvars.ContextVar[_Call | None] = contextvars.ContextVar("running import", default=None)
+_watched: contextvars.ContextVar[Imported | None] = contextvars.ContextVar("watched imports", default=None)
+_replaced: contextvars.ContextVar[Imported | None] = contextvars.ContextVar("replaced imports", default=None)
+
+
+@contextlib.contextmanager
+def watching() -> Iterator[Imported]:
+    """Give what the imports in the block stand on; it is filled as they go."""
+    seen = Imported()
+    token = _watched.set(seen)
+    try:
+        yield seen
+    finally:
+        _watched.reset(token)
+
+
+@contextlib.contextmanager
+def replacing(old: Imported) -> Iterator[None]:
+    """Have the import in the block take back `old` in its own transaction: it counts as never imported."""
+    token = _replaced.set(old)
+    try:
+        yield
+    finally:
+        _replaced.reset(token)
+
+
+def replaced() -> Imported:
+    """Return what the running import replaces."""
+    return _replaced.get() or Imported()
+
+
+def saw_source(source: SourceKey) -> None:
+    """Tell who watches that an import stands on this source."""
+    if (seen := _watched.get()) is not None:
+        seen.sources.append(source)
 
 
 def recorded(function: Callable[P, R]) -> Callable[P, R]:
@@ -44,11 +98,15 @@ def recorded(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         arguments = dict(signature.bind(*args, **kwargs).arguments)
         del arguments["store"]
-        token = _running.set(_Call(function.__name__, {name: _plain(name, v) for name, v in arguments.items()}))
+        running = _Call(function.__name__, {name: _plain(name, v) for name, v in arguments.items()})
+        token = _running.set(running)
         try:
-            return function(*args, **kwargs)
+            result = function(*args, **kwargs)
         finally:
             _running.reset(token)
+        if (seen := _watched.get()) is not None:
+            seen.calls.append({"verb": running.verb, "arguments": running.arguments})
+        return result
 
     return call
 

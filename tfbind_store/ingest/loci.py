@@ -9,6 +9,7 @@ from typing import Any
 from tfbind_store.errors import PeakFileError
 from tfbind_store.ingest.calls import recorded
 from tfbind_store.ingest.naming import plain_name
+from tfbind_store.ingest.retraction import take_back_replaced
 from tfbind_store.ingest.rows import place_rows
 from tfbind_store.ingest.sources import FileIdentity, ImportReport, add_source, check_drop, check_strict, earlier_import
 from tfbind_store.loci import Locus
@@ -129,6 +130,7 @@ def _import(
         if earlier := earlier_import(catalog, file):
             return earlier
     with store.writer() as catalog, catalog.transaction():
+        take_back_replaced(catalog)
         clean = clean_rows(path, format=PeakFormat.BED)
         if clean.is_empty:
             raise PeakFileError("the file has no loci", where=str(path), fix="give a file with at least one row")

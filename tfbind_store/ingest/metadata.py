@@ -22,6 +22,7 @@ from tfbind_store.ingest.registry import (
     ids_of,
     write_contexts,
 )
+from tfbind_store.ingest.retraction import take_back_replaced
 from tfbind_store.ingest.sources import FileIdentity, ImportReport, add_source, check_strict, earlier_import, some
 from tfbind_store.store import Store
 from tfbind_store.textfiles import read_chunks, read_table
@@ -88,15 +89,17 @@ def import_experiments(
         If the file is no such table, no row of it is of an experiment in the store, or no import of `source` is known.
     """
     path = Path(path)
-    options = {"columns": dict(columns or {}), "biotype": biotype, "source": source}
-    file = FileIdentity.of("experiments", path, options)
     rows = list(_json_rows(path) if _is_json(path) else _table_rows(path, columns or {}, biotype))
+    brought = sorted({column for row in rows for column in row.metadata})
+    options = {"columns": dict(columns or {}), "biotype": biotype, "source": source, "brought": brought}
+    file = FileIdentity.of("experiments", path, options)
     with store.reader() as catalog:
         earlier = earlier_import(catalog, file)
         # what fitted no experiment then may fit one now: peaks may come after their metadata
         if earlier and earlier.dropped == _match(catalog, rows, source)[1]:
             return earlier
     with store.writer() as catalog, catalog.transaction():
+        take_back_replaced(catalog)
         found, dropped, declared = _match(catalog, rows, source)
         _require_any(catalog, path, rows, sum(dropped.values()))
         names = Names(catalog)
@@ -312,6 +315,7 @@ def import_biotypes(
     check_template(template, table.columns)
     dropped = {"duplicate": table.n_repeated} if table.n_repeated else {}
     with store.writer() as catalog, catalog.transaction():
+        take_back_replaced(catalog)
         catalog.insert("data.meta", {"key": ["context_template"], "value": [template]}, replace=True)
         ids = ensure_biotypes(catalog, (row.biotype for row in table.rows))
         own = {row.biotype: row.metadata for row in table.rows}

@@ -21,6 +21,7 @@ from tfbind_store.ingest.calls import recorded
 from tfbind_store.ingest.labelling import Labels
 from tfbind_store.ingest.naming import FileNames, peak_files
 from tfbind_store.ingest.registry import Names, ensure_experiments
+from tfbind_store.ingest.retraction import take_back_replaced
 from tfbind_store.ingest.rows import MAX_BAD_NAMES, place_rows, refuse_names
 from tfbind_store.ingest.sources import (
     FileIdentity,
@@ -134,6 +135,7 @@ def import_peaks(
         done = {file: report for file, identity in todo if (report := earlier_import(catalog, identity))}
     if len(done) < len(todo):
         with store.writer() as catalog, catalog.transaction():
+            take_back_replaced(catalog)
             add_aliases(catalog, more)
             importer = _Importer(store, catalog, options, names)
             reports = [importer.run(file, identity) for file, identity in todo if file not in done]

@@ -10,6 +10,7 @@ from tfbind_store.errors import ProteinError
 from tfbind_store.factors import SPECIES_PRIORITY, Protein, ProteinTable, read_proteins, read_synonyms
 from tfbind_store.ingest.calls import recorded
 from tfbind_store.ingest.registry import Names, resolve_again
+from tfbind_store.ingest.retraction import take_back_replaced
 from tfbind_store.ingest.sources import (
     FileIdentity,
     ImportReport,
@@ -71,6 +72,7 @@ def import_proteins(
             return earlier
     table = read_proteins(path, species_priority=species_priority, drop_bad="bad_sequence" in allowed)
     with store.writer() as catalog, catalog.transaction():
+        take_back_replaced(catalog)
         notes = list(table.notes)
         report = ImportReport("proteins", str(path), table.n_read, len(table.chosen), dict(table.dropped), notes)
         check_strict(report, strict=strict)

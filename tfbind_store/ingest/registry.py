@@ -135,8 +135,15 @@ def ensure_experiments(
     parsed: Sequence[ParsedName],
     metadata: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, int]:
-    """Add missing experiments with their factors and biotypes, and return the ids of all."""
+    """Add missing experiments with their factors and biotypes, and return the ids of all.
+
+    One that is there and of which nothing is said yet gets its metadata, too.
+    """
     known = ids_of(catalog, "experiments", "experiment")
+    for name, cells in (metadata or {}).items():
+        if name in known and cells:
+            sql = "UPDATE data.experiments SET metadata = ? WHERE experiment_id = ? AND metadata = '{}'"
+            catalog.execute(sql, [as_json(cells), known[name]])
     new = sorted((name for name in set(parsed) if name.raw not in known), key=lambda name: name.raw)
     if not new:
         return known

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tfbind_store.catalog import Catalog
 from tfbind_store.errors import ConfigError, InputFileError, StrictError
-from tfbind_store.ingest.calls import note_call
+from tfbind_store.ingest.calls import SourceKey, note_call, replaced, saw_source
 from tfbind_store.spec import canonical_json
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,11 @@ class FileIdentity(NamedTuple):
         """Hash a file, or all files of a folder with their names."""
         return cls(kind, path.absolute(), *_digest(path), canonical_json(dict(options)))
 
+    @property
+    def key(self) -> SourceKey:
+        """What tells this import from others."""
+        return SourceKey(self.kind, self.sha256, self.options)
+
 
 def _digest(path: Path) -> tuple[str, int]:
     if path.is_dir():
@@ -73,8 +78,9 @@ def earlier_import(catalog: Catalog, file: FileIdentity) -> ImportReport | None:
         " WHERE kind = ? AND sha256 = ? AND options = ? ORDER BY source_id DESC LIMIT 1",
         [file.kind, file.sha256, file.options],
     )
-    if found is None:
+    if found is None or file.key in replaced().sources:
         return None
+    saw_source(file.key)
     note = "the same file was imported before: nothing changed"
     return ImportReport(file.kind, str(file.path), found[0], found[1], json.loads(found[2]), [note])
 
@@ -95,6 +101,7 @@ def add_source(catalog: Catalog, file: FileIdentity, report: ImportReport) -> in
     }
     catalog.insert("data.sources", {name: [value] for name, value in row.items()})
     note_call(catalog, digest_of)
+    saw_source(file.key)
     log.info("%s: %d of %d rows kept, dropped %s", file.path, report.rows_kept, report.rows_read, report.dropped)
     return source_id
 
