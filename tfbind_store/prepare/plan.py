@@ -261,7 +261,7 @@ def _stages(values: Mapping[str, Any], path: Path) -> Iterator[Stage]:
     seen: set[str] = set()
     for kind, what in KINDS.items():
         for name, table, where in _tables(kind, values.get(kind), path):
-            options = from_mapping(what.options, table, where=where)
+            options: Any = from_mapping(what.options, table, where=where)
             stage = Stage(_identity(kind, name, options), kind, name, options, ())
             if stage.id in seen:
                 fix = "write it once" if kind == "init" else "give the files different names"
