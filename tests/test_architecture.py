@@ -66,7 +66,7 @@ LAYERS: list[list[set[str]]] = [
             "transforms",
         },
     ],
-    [{"genome"}, {"peaks"}, {"factors"}, {"contexts"}, {"fetch"}, {"tracks", "track_tables"}, {"vcf"}],
+    [{"genome"}, {"peaks"}, {"factors"}, {"contexts"}, {"fetch", "fetch_each"}, {"tracks", "track_tables"}, {"vcf"}],
     [{"names"}],
     [
         {"loci"},

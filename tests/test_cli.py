@@ -150,6 +150,21 @@ def failing(error: BaseException) -> Result:
     return running(fail)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["factors", "--dry-run"], "--dry-run is of windows, not of factors"),
+        (["contexts", "--loci", "promoters"], "--loci is of windows, not of contexts"),
+        (["factors", "--engine", "ray"], "--engine is of windows, not of factors"),
+        (["windows", "--every-protein"], "--every-protein is of factors, not of windows"),
+    ],
+)
+def test_options_that_mean_nothing_to_an_embed_are_refused(arguments: list[str], what: str) -> None:
+    result = CliRunner().invoke(main, ["embed", "none.store", *arguments])
+    assert result.exit_code == 1
+    assert what in result.stderr
+
+
 class TestErrors:
     def test_are_what_where_fix_and_no_traceback(self) -> None:
         result = failing(PeakFileError("end 5 <= start 5", where="a.bed:3", fix="mend the line"))

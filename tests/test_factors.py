@@ -120,6 +120,20 @@ class TestChoice:
 
 
 class TestSequences:
+    @pytest.mark.parametrize("letter", ["\u00df", "\ufb01", "\u0131", "\u017f", "\u212a", "\uff2d"])
+    def test_letters_of_other_alphabets_do_not_become_amino_acids(self, tmp_path: Path, letter: str) -> None:
+        # upper() makes SS, FI, I and S of the first four
+        with pytest.raises(ProteinError, match=r"A: letter .* at residue 3 is no amino acid"):
+            read_proteins(write(tmp_path, f">a gene=A\nMK{letter}V\n"))
+
+    def test_a_record_as_long_as_a_genome_is_refused_before_it_fills_the_memory(self, tmp_path: Path) -> None:
+        path = tmp_path / "bomb.fa.gz"
+        with gzip.open(path, "wt") as file:
+            file.write(">a gene=A\n" + ("M" * 1000 + "\n") * 200)
+        with pytest.raises(ProteinError, match="a record of more than 100,000 letters is no protein") as caught:
+            read_proteins(path)
+        assert caught.value.where == f"{path}:1"
+
     @pytest.mark.parametrize(
         ("text", "clean"), [("mkv*", "MKV"), ("M-K.V", "MKV"), ("MKU BXZOJ", "MKUBXZOJ"), ("M*K*", "M*K"), ("", "")]
     )

@@ -162,6 +162,24 @@ class TestBrokenConnections:
             get(server, tmp_path / "fourth", url="http://127.0.0.1:1/x")
 
 
+class TestLies:
+    def test_a_part_that_is_longer_than_the_file_is_begun_again(self, server, tmp_path):
+        (tmp_path / "genome.fa.gz.part").write_bytes(CONTENT + b"more")
+        (tmp_path / "genome.fa.gz.part.version").write_text('"v1"')
+        server.statuses = [416]
+        assert get(server, tmp_path).path.read_bytes() == CONTENT
+        assert [asked for _, asked in server.asked] == ["bytes=300004-", None]
+
+    def test_a_server_without_end_does_not_fill_the_disk(self, server, tmp_path, monkeypatch):
+        monkeypatch.setattr(fetching, "LOOK_BYTES", 100_000)
+        monkeypatch.setattr(fetching, "RESERVE_BYTES", 1 << 60)
+        server.says_length = False
+        with pytest.raises(FetchError, match="bytes are left on this disk"):
+            get(server, tmp_path)
+        assert (tmp_path / "genome.fa.gz.part").stat().st_size < 300_000
+        assert not (tmp_path / "genome.fa.gz").exists()
+
+
 class TestWrongBytes:
     def test_are_refused_and_nothing_is_kept(self, server, tmp_path):
         server.content = CONTENT[:-1] + b"x"
@@ -253,6 +271,26 @@ def test_clearing_removes_downloads_and_nothing_else(server, tmp_path):
         clear(tmp_path, files=["../x"])
     assert clear(tmp_path) == 300_005
     assert (left(tmp_path), read_records(tmp_path)) == (["checksums.json", "mine.txt"], {})
+
+
+def test_stores_of_trainers_are_shown_and_cleared_and_nothing_else(tmp_path):
+    place = tmp_path / "trainers"
+    for folder, file in (("ab.store", "store.json"), ("trunks/cd", "config.json"), ("mine", "store.json")):
+        (place / folder).mkdir(parents=True)
+        (place / folder / file).write_text("12345")
+    (place / "ab.store" / "link").symlink_to(tmp_path)
+    options = ["--cache", str(tmp_path), "--json"]
+    shown = json.loads(CliRunner().invoke(main, ["cache", *options]).stdout)
+    assert shown["trainers"] == {"ab.store": 5, "trunks/cd": 5}
+    assert json.loads(CliRunner().invoke(main, ["cache", "--clear", *options]).stdout)["freed_bytes"] == 0
+    cleared = json.loads(CliRunner().invoke(main, ["cache", "--clear-trainers", *options]).stdout)
+    assert (cleared["freed_bytes"], cleared["trainers"]) == (10, {})
+    assert (place / "mine" / "store.json").exists()
+
+
+def test_trainers_use_the_cache_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("TFBIND_CACHE", str(tmp_path))
+    assert fetching.trainer_folder() == tmp_path / "trainers"
 
 
 def test_the_commands(server, tmp_path):

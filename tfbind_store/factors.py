@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,8 +28,11 @@ KMER = 3
 MAX_DNA_FRACTION = 0.9
 """More of A, C, G, T, U, N than this is no protein; real proteins have about a third."""
 MIN_LETTERS_TO_JUDGE = 50
+MAX_RESIDUES = 100_000
+"""No protein is as long (titin has 34,350): such a record is a genome, or a file made to fill the memory."""
 FASTA_SUFFIXES = (".fasta", ".fa", ".faa")
 
+_RAISED = str.maketrans(string.ascii_lowercase, string.ascii_uppercase)
 _UNIPROT = re.compile(r"(?P<db>sp|tr)\|(?P<accession>[^|\s]+)\|(?P<entry>\S+)")
 _GENE = re.compile(r"(?:^|[\s\[])(?:GN|gene|gene_symbol|gene_name)[=:](?P<gene>[^\s\]]+)")
 _LOCUS = re.compile(r"(?:^|[\s\[])(?:locus_tag|sgd)[=:](?P<locus>[^\s\]]+)")
@@ -134,16 +138,20 @@ def protein_files(path: Path) -> list[Path]:
 def read_fasta(path: Path | str) -> Iterator[tuple[int, str, str]]:
     """Yield line number, header without ``>`` and sequence as written, of each record."""
     header: str | None = None
-    start, parts = 0, list[str]()
+    start, parts, length = 0, list[str](), 0
     for number, line in read_lines(path, error_class=ProteinError):
         if line.startswith(">"):
             if header is not None:
                 yield start, header, "".join(parts)
-            header, start, parts = line[1:].strip(), number, []
+            header, start, parts, length = line[1:].strip(), number, [], 0
         elif line.strip() and not line.startswith(";"):
             if header is None:
                 raise ProteinError("not a FASTA file: it does not begin with '>'", where=f"{path}:{number}")
             parts.append(line.strip())
+            length += len(line)
+            if length > MAX_RESIDUES:
+                what = f"a record of more than {MAX_RESIDUES:,} letters is no protein"
+                raise ProteinError(what, where=f"{path}:{start}", fix="give the proteins' FASTA, not a genome's")
     if header is None:
         raise ProteinError("no sequence in this file", where=str(path))
     yield start, header, "".join(parts)
@@ -157,7 +165,8 @@ def clean_sequence(text: str) -> str:
     >>> clean_sequence("mk-vL*")
     'MKVL'
     """
-    return re.sub(r"[\s.-]", "", text).upper().removesuffix("*")
+    # str.upper() would make amino acids of other alphabets' letters: S and S of a sharp s, I of a dotless i
+    return re.sub(r"[\s.-]", "", text).translate(_RAISED).removesuffix("*")
 
 
 def bad_sequence(sequence: str) -> str | None:

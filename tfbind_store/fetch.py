@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
+from tfbind_store import fetch_each
 from tfbind_store.config import from_mapping
 from tfbind_store.errors import ConfigError, FetchError
 from tfbind_store.names import near_miss, path_safe_name
@@ -33,6 +34,8 @@ PART = ".part"
 TRIES = 5
 TIMEOUT_SECONDS = 30
 CHUNK_BYTES = 1 << 20
+LOOK_BYTES, RESERVE_BYTES = 1 << 26, 1 << 28
+"""How often free space is looked at, and how much must stay."""
 _FIELD = re.compile(r"\{(\w+)\}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _log = logging.getLogger(__name__)
@@ -52,6 +55,12 @@ class Source:
     """What it is, and under which licence or citation."""
     each: Mapping[str, str] = field(default_factory=dict)
     """How each item of a comma-separated field is written, ``{}`` being the item; items are joined by OR."""
+    details: str = ""
+    """Address of the details of each item of a list, ``{item}`` being its name: they are fetched one by one."""
+    items: str = "experiments"
+    """Key of that list in the JSON of `url`."""
+    item: str = "accession"
+    """Key of an item's name."""
 
 
 class Fetched(NamedTuple):
@@ -71,6 +80,31 @@ def cache_folder() -> Path:
         if named := os.environ.get(variable):
             return Path(named).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "tfbind_store"
+
+
+def trainer_folder() -> Path:
+    """Return where `Trainer` keeps the stores that it makes, unless it is told otherwise."""
+    return cache_folder() / "trainers"
+
+
+def trainer_stores(folder: Path) -> dict[str, int]:
+    """Return the stores and trunks that trainers left in a folder, with their sizes in bytes; nothing else counts."""
+    stores = [path.parent for path in folder.glob("*.store/store.json")]
+    trunks = [path.parent for path in folder.glob("trunks/*/config.json")]
+    return {str(path.relative_to(folder)): _folder_bytes(path) for path in sorted([*stores, *trunks])}
+
+
+def clear_trainers(folder: Path) -> int:
+    """Remove what `trainer_stores` lists, runs too; return the bytes."""
+    freed = 0
+    for name, size in trainer_stores(folder).items():
+        shutil.rmtree(folder / name)
+        freed += size
+    return freed
+
+
+def _folder_bytes(folder: Path) -> int:
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def read_sources(path: Path | None = None) -> dict[str, Source]:
@@ -98,6 +132,11 @@ def _checked(name: str, value: object, path: Path) -> Source:
     parts = urlsplit(source.url)
     if parts.scheme not in ("http", "https") or not parts.hostname or "{" in parts.netloc:
         raise ConfigError(f"{source.url!r} is no http address", where=where)
+    if source.details and urlsplit(source.details)[:2] != parts[:2]:
+        fix = "write the same server as in url"
+        raise ConfigError(f"{source.details!r} is not of the server of url", where=where, fix=fix)
+    if odd := set(_FIELD.findall(source.details)) - set(_FIELD.findall(source.url)) - {"item"}:
+        raise ConfigError(f"details has a field {min(odd)!r} that url has not", where=where)
     if source.sha256 is not None and not _SHA256.fullmatch(source.sha256):
         raise ConfigError(f"{source.sha256!r} is no sha256", where=where, fix="64 hex digits, or leave it out")
     return source
@@ -139,7 +178,8 @@ def fetch(
         fix = f"did you mean {close}?" if close else "tfbind fetch --list"
         raise ConfigError(f"no source is called {name!r}", where="sources", fix=fix)
     source, folder = table[name], cache or cache_folder()
-    url, file = _address(name, source, dict(fields or {}))
+    values = dict(fields or {})
+    url, file = _address(name, source, values)
     path = folder / file
     records = read_records(folder)
     expected = source.sha256 or records.get(file, {}).get("sha256")
@@ -150,7 +190,15 @@ def fetch(
         _log.warning("%s in the cache is damaged: it is fetched again", path)
     if offline:
         raise FetchError(f"{name} is not in the cache", where=str(path), fix=f"without --offline, or put {url} there")
-    found = _download(url, path, expected)
+    if source.details:
+        details = _filled(source.details, {**_written(source, values), "item": "{item}"})
+        listing = path.with_name(path.name + ".list")
+        _download(url, listing, None)
+        fetch_each.complete(listing, path, fetch_each.Listed(source.items, source.item, details))
+        listing.unlink(missing_ok=True)
+        found = sha256_of(path)
+    else:
+        found = _download(url, path, expected)
     records[file] = {"sha256": found, "url": url, "size_bytes": path.stat().st_size}
     _write_records(folder, records)
     return Fetched(name, path, found, path.stat().st_size, True)
@@ -165,16 +213,25 @@ def _address(name: str, source: Source, fields: dict[str, str]) -> tuple[str, st
         raise ConfigError(what, where="sources", fix=" ".join(f"--set {w}=…" for w in wanted) or "no --set")
     if not wanted:
         return source.url, source.file
+    url = _filled(source.url, _written(source, fields))
+    stem, dot, suffix = source.file.partition(".")
+    return url, f"{stem}-{hashlib.sha256(url.encode()).hexdigest()[:10]}{dot}{suffix}"
+
+
+def _written(source: Source, fields: Mapping[str, str]) -> dict[str, str]:
+    """Return the fields as they stand in an address."""
     written = {}
     for key, value in fields.items():
         items = [item.strip() for item in value.split(",") if item.strip()]
         if not items:
-            raise ConfigError(f"field {key} is empty", where=f"source {name}")
+            raise ConfigError(f"field {key} is empty", where="sources")
         pattern = source.each.get(key, "{}")
         written[key] = quote(" OR ".join(pattern.replace("{}", item) for item in items), safe="")
-    url = _FIELD.sub(lambda match: written[match[1]], source.url)
-    stem, dot, suffix = source.file.partition(".")
-    return url, f"{stem}-{hashlib.sha256(url.encode()).hexdigest()[:10]}{dot}{suffix}"
+    return written
+
+
+def _filled(url: str, written: Mapping[str, str]) -> str:
+    return _FIELD.sub(lambda match: written[match[1]], url)
 
 
 def _download(url: str, path: Path, expected: str | None) -> str:
@@ -254,6 +311,9 @@ class Resumed:
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
             if response.status_code in (408, 425, 429) or response.status_code >= 500:
                 raise requests.HTTPError(f"status {response.status_code}")
+            if response.status_code == 416:  # there is nothing behind what we have: it is whole, or not of this file
+                self.part.unlink(missing_ok=True)
+                return False
             if response.status_code not in (200, 206):
                 self.part.unlink(missing_ok=True)
                 raise FetchError(f"the server answers {response.status_code} {response.reason}", where=url)
@@ -313,9 +373,10 @@ def clear(folder: Path, *, files: list[str] | None = None) -> int:
             path.unlink(missing_ok=True)
         del records[file]
     if files is None:
-        for path in folder.glob(f"*{PART}"):
-            freed += path.stat().st_size
-            path.unlink()
+        for left_over in (f"*{PART}", f"*{fetch_each.ANSWERS}"):
+            for path in folder.glob(left_over):
+                freed += path.stat().st_size
+                path.unlink()
     if records or (folder / RECORDS).exists():
         _write_records(folder, records)
     return freed
@@ -344,13 +405,25 @@ def _append(response: Any, path: Path, mode: str) -> bool:
 
     with open(path, mode) as file:
         try:
+            n_bytes = 0
             while chunk := response.raw.read1(CHUNK_BYTES, decode_content=False):
                 file.write(chunk)
+                n_bytes += len(chunk)
+                if n_bytes // LOOK_BYTES != (n_bytes - len(chunk)) // LOOK_BYTES:
+                    _require_reserve(path)
         except (HTTPError, OSError) as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if isinstance(error, FetchError) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
                 raise
             return False
     return True
+
+
+def _require_reserve(path: Path) -> None:
+    """Stop a server that goes on and on before it fills the disk."""
+    free = shutil.disk_usage(path.parent).free
+    if free < RESERVE_BYTES:
+        what = f"{free:,} bytes are left on this disk"
+        raise FetchError(what, where=str(path), fix="free some space, or remove the part if the server gives no end")
 
 
 @contextlib.contextmanager

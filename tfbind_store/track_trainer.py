@@ -24,6 +24,7 @@ from torch import Tensor
 from tfbind_store.adapter_model import AdapterModel
 from tfbind_store.errors import ConfigError, SelectionError, TrainingError
 from tfbind_store.feed import Experiments, PairSource
+from tfbind_store.fetch import trainer_folder
 from tfbind_store.heads import Geometry, Scaling, make_head
 from tfbind_store.heads.track_losses import LossKind, n_counted, pearson, summed_loss
 from tfbind_store.ingest import import_proteins, import_tracks
@@ -35,7 +36,6 @@ from tfbind_store.precompute.embedder import SequenceEmbedder, TextEmbedder
 from tfbind_store.precompute.enformer import EnformerEmbedder, load_trunk
 from tfbind_store.store import Store
 from tfbind_store.trainers import (
-    CACHE,
     SPECIES_PRIORITY,
     Choice,
     embed_all,
@@ -127,13 +127,13 @@ class BigWigTrainer:
         head_options: Mapping[str, Any] | None = None,
         proteins: Choice | SequenceEmbedder = "composition",
         contexts: Choice | TextEmbedder = "hashed",
-        cache_path: Path | str = CACHE,
+        cache_path: Path | str | None = None,
         device: str = "auto",
         seed: int = 0,
     ) -> None:
         if min(batch_size, tracks_per_step, grad_accum_every) < 1:
             raise ConfigError("batch_size, tracks_per_step and grad_accum_every are 1 or more", where="BigWigTrainer")
-        cache, model = Path(cache_path).expanduser(), None
+        cache, model = trainer_folder() if cache_path is None else Path(cache_path).expanduser(), None
         if isinstance(trunk, AdapterModel):
             model, where = trunk, "BigWigTrainer"
             trunk, proteins, contexts = parts_of(model, proteins, contexts, binary=False, where=where)

@@ -25,6 +25,7 @@ from tfbind_store import config as configs
 from tfbind_store.adapter_model import AdapterModel
 from tfbind_store.errors import ConfigError
 from tfbind_store.feed import choose_arrays
+from tfbind_store.fetch import trainer_folder
 from tfbind_store.heads import Head, LossConfig
 from tfbind_store.ingest import import_biotypes, import_experiments, import_peaks, import_proteins
 from tfbind_store.learning.processes import Processes
@@ -48,7 +49,6 @@ from tfbind_store.train import TrainConfig, TrainingRun
 from tfbind_store.train_batches import Numbered
 from tfbind_store.train_material import gather_material
 
-CACHE = Path("~/.cache/tfbind_store/trainers")
 SPECIES_PRIORITY = ("human", "mouse", "unknown")
 WITHOUT_END = 10**9
 Choice = str | Mapping[str, Any]
@@ -101,7 +101,7 @@ class Trainer:
     proteins, contexts
         Embedder of proteins and of texts: its name, or ``{"name": "esm", "checkpoint": …}``.
     cache_path
-        Folder of the stores.
+        Folder of the stores; default ``trainers`` in $TFBIND_CACHE, where `tfbind cache` shows and clears them.
 
     Raises
     ------
@@ -141,11 +141,11 @@ class Trainer:
         head_options: Mapping[str, Any] | None = None,
         proteins: Choice | SequenceEmbedder = "composition",
         contexts: Choice | TextEmbedder = "hashed",
-        cache_path: Path | str = CACHE,
+        cache_path: Path | str | None = None,
         device: str = "auto",
         seed: int = 0,
     ) -> None:
-        cache, model = Path(cache_path).expanduser(), None
+        cache, model = trainer_folder() if cache_path is None else Path(cache_path).expanduser(), None
         if isinstance(trunk, AdapterModel):
             model, (trunk, proteins, contexts) = (
                 trunk,

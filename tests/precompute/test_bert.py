@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 
 import numpy as np
 import pytest
@@ -128,17 +127,40 @@ def test_long_texts_are_cut_and_said_to_be(folder):
     assert make(folder).max_tokens == 64
 
 
-def test_case_follows_the_folder_and_can_be_overridden(tmp_path, caplog):
+def test_case_follows_the_folder_and_can_be_overridden(tmp_path):
     write_folder(tmp_path / "cased", lower_case=False)
     lower, upper = make(tmp_path / "cased").embed(["liver", "Liver"]).values
     assert np.abs(lower - upper).max() > 1e-3
-    write_folder(tmp_path / "silent", lower_case=None)
-    with caplog.at_level(logging.WARNING):
-        lower, upper = make(tmp_path / "silent").embed(["liver", "Liver"]).values
-    assert "lower_case=false" in caplog.text
+    lower, upper = make(tmp_path / "cased", lower_case=True).embed(["liver", "Liver"]).values
     np.testing.assert_allclose(lower, upper, atol=1e-5)
-    lower, upper = make(tmp_path / "silent", lower_case=False).embed(["liver", "Liver"]).values
+
+
+def test_where_no_file_speaks_of_case_the_vocabulary_does(tmp_path):
+    # BioBERT's repository has had no tokenizer_config.json: transformers alone would lower-case every word of it
+    write_folder(tmp_path / "cased", lower_case=None)
+    lower, upper = make(tmp_path / "cased").embed(["liver", "Liver"]).values
     assert np.abs(lower - upper).max() > 1e-3
+    write_folder(tmp_path / "uncased", lower_case=None)
+    words = [word if word.startswith("[") else word.lower() + "x" * (word != word.lower()) for word in WORDS]
+    (tmp_path / "uncased" / "vocab.txt").write_text("\n".join(words) + "\n")
+    lower, upper = make(tmp_path / "uncased").embed(["liver", "Liver"]).values
+    np.testing.assert_allclose(lower, upper, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "hub_id"),
+    [
+        ("PubMedBERT", "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract"),
+        ("BioBERT", "dmis-lab/biobert-base-cased-v1.2"),
+    ],
+)
+def test_models_that_have_a_name(tmp_path, monkeypatch, name, hub_id):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(WeightsError, match=f"the weights of {hub_id} are not on this machine"):
+        make(name)
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / name)
+    assert make(name).spec()  # a folder of that name comes first
 
 
 def test_a_pickled_checkpoint_gives_the_same_numbers(folder, tmp_path):

@@ -159,6 +159,7 @@ def engine_options(function: Kept) -> Kept:
         "tfbind embed yeast.store windows --checkpoint trunk/ --dry-run",
         "tfbind embed yeast.store windows --checkpoint trunk/",
         "tfbind embed yeast.store factors",
+        "tfbind embed yeast.store factors --every-protein",
         "tfbind embed yeast.store contexts",
     ],
 )
@@ -166,8 +167,17 @@ def engine_options(function: Kept) -> Kept:
 @click.argument("what", type=click.Choice(WHAT))
 @embedder_options
 @engine_options
+@click.option("--every-protein", is_flag=True, help="All imported proteins, not only those of factors with peaks.")
 @json_option
-def embed(store: Path, what: str, retry_failed: bool, dry_run: bool, as_json: bool, **options: Any) -> None:
+def embed(
+    store: Path,
+    what: str,
+    retry_failed: bool,
+    dry_run: bool,
+    every_protein: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Compute the embeddings that are missing; finished shards are kept, so the same command goes on.
 
     Windows of the genome by a trunk (enformer, borzoi, or any module), proteins of the factors (composition, which
@@ -177,6 +187,7 @@ def embed(store: Path, what: str, retry_failed: bool, dry_run: bool, as_json: bo
     from tfbind_store.precompute import run
     from tfbind_store.store import Store
 
+    _refuse_misplaced(what, every_protein=every_protein, dry_run=dry_run, retry_failed=retry_failed, **options)
     opened = Store.open(store)
     embedder = _make(what, **_choice(options))
     progress = sys.stderr.isatty()
@@ -202,11 +213,24 @@ def embed(store: Path, what: str, retry_failed: bool, dry_run: bool, as_json: bo
             tell=lambda line: click.echo(line, err=True),
         )
     elif what == "factors":
-        report = run.embed_factors(opened, embedder, name=options["name"], progress=progress)
+        report = run.embed_factors(
+            opened, embedder, name=options["name"], every_protein=every_protein, progress=progress
+        )
     else:
         report = run.embed_contexts(opened, embedder, name=options["name"], progress=progress)
     emit(report, _report_lines(report), as_json=as_json)
     report.require_complete()
+
+
+def _refuse_misplaced(what: str, *, every_protein: bool, **options: Any) -> None:
+    """Refuse options that mean nothing here, instead of passing them over."""
+    if every_protein and what != "factors":
+        raise click.UsageError(f"--every-protein is of factors, not of {what}")
+    of_windows = ("dry_run", "retry_failed", "loci", "chroms", "address", "cluster", "slurm", "gpus", "max_memory")
+    given = [name for name in of_windows if options[name]]
+    given += ["engine"] if options["engine"] != "serial" else ["workers"] if options["workers"] != 1 else []
+    if given and what != "windows":
+        raise click.UsageError(f"--{given[0].replace('_', '-')} is of windows, not of {what}")
 
 
 def _report_lines(report: EmbedReport) -> list[str]:

@@ -58,23 +58,34 @@ def _model(hub_id: str, *, offline: bool) -> Path:
 
 @click.command(cls=Command, examples=["tfbind cache"])
 @click.option("--clear", "clear_all", is_flag=True, help="Remove all downloads and unfinished ones.")
+@click.option("--clear-trainers", is_flag=True, help="Remove the stores that Trainer made, with their runs.")
 @click.option("--remove", multiple=True, metavar="FILE", help="Remove one download.")
 @click.option("--cache", "folder", type=FOLDER, help="Which folder; default $TFBIND_CACHE.")
 @json_option
-def cache(clear_all: bool, remove: tuple[str, ...], folder: Path | None, as_json: bool) -> None:
-    """Show downloads and the folders where models lie; remove downloads if asked to. Models are left alone."""
+def cache(clear_all: bool, clear_trainers: bool, remove: tuple[str, ...], folder: Path | None, as_json: bool) -> None:
+    """Show downloads, the stores of trainers and where models lie; remove what is asked. Models are left alone."""
     from tfbind_store import fetch as library
 
     place = folder or library.cache_folder()
+    trainers = place / "trainers"
     freed = 0
     if clear_all or remove:
-        freed = library.clear(place, files=None if clear_all else list(remove))
+        freed += library.clear(place, files=None if clear_all else list(remove))
+    if clear_trainers:
+        freed += library.clear_trainers(trainers)
     records = library.read_records(place)
-    value: dict[str, Any] = {"folder": place, "files": records, "freed_bytes": freed, "models": _model_folders()}
+    value: dict[str, Any] = {
+        "folder": place,
+        "files": records,
+        "trainers": library.trainer_stores(trainers),
+        "freed_bytes": freed,
+        "models": _model_folders(),
+    }
     lines = [f"{place}: {len(records)} files, {size_text(sum(r['size_bytes'] for r in records.values()))}"]
     lines += [f"  {name}  {size_text(record['size_bytes'])}  {record['url']}" for name, record in records.items()]
+    lines += [f"trainers: {trainers / name}  {size_text(size)}" for name, size in value["trainers"].items()]
     lines += [f"models: {path}  {size_text(size)}" for path, size in value["models"].items()]
-    if clear_all or remove:
+    if clear_all or remove or clear_trainers:
         lines.append(f"{size_text(freed)} freed")
     emit(value, lines, as_json=as_json)
 

@@ -34,7 +34,14 @@ from tfbind_store.spec import EmbeddingSpec
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "spiece.model", "vocab.json", "merges.txt")
 TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+SAY_CASE = ("tokenizer_config.json", "tokenizer.json")
 NOT_USED = ("pooler.", "cls.", "predictions.")
+PUBLISHED = {
+    "pubmedbert": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+    "biomedbert": "microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+    "biobert": "dmis-lab/biobert-base-cased-v1.2",
+}
+"""Hub ids of models that people call by a short name, in lower case. PubMedBERT was renamed BiomedBERT."""
 Pooling = Literal["cls", "mean", "mean_of_words"]
 _log = logging.getLogger(__name__)
 
@@ -44,7 +51,7 @@ class BertOptions:
     """Where the weights come from and how tokens become one vector."""
 
     checkpoint: str | None = None
-    """Hub id, such as ``microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract``, or a folder."""
+    """``PubMedBERT``, ``BioBERT``, any hub id, or a folder."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     allow_download: bool = False
@@ -56,7 +63,7 @@ class BertOptions:
     max_tokens: int = 256
     """Longer texts are cut, and said to be."""
     lower_case: bool | None = None
-    """Overrides the tokenizer's own setting (a folder without tokenizer_config.json lower-cases: wrong for BioBERT)."""
+    """Overrides what the tokenizer's files say; where they say nothing, a vocabulary with capitals keeps case."""
     batch_size: int = 16
     """Texts per forward pass. Changes speed only."""
     device: str = "auto"
@@ -77,10 +84,13 @@ def from_options(options: Mapping[str, Any]) -> BertEmbedder:
         raise ConfigError(
             "bert needs a checkpoint",
             where="options of embedder bert",
-            fix="checkpoint=FOLDER or checkpoint=microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract",
+            fix="checkpoint=PubMedBERT, a hub id, or a folder",
         )
     files = ("config.json", *WEIGHT_FILES, *TOKENIZER_FILES)
-    folder = hub_folder(choice.checkpoint, files=files, allow_download=choice.allow_download, revision=choice.revision)
+    name = choice.checkpoint
+    if not Path(name).expanduser().exists():
+        name = PUBLISHED.get(name.lower(), name)
+    folder = hub_folder(name, files=files, allow_download=choice.allow_download, revision=choice.revision)
     return BertEmbedder(folder, choice)
 
 
@@ -214,10 +224,10 @@ def load_tokenizer(folder: Path, *, lower_case: bool | None = None) -> Any:
     from transformers import AutoTokenizer
 
     first_file(folder, VOCABULARY_FILES, what="tokenizer vocabulary")
-    if lower_case is None and not any(
-        (folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json")
-    ):
-        _log.warning("%s has no tokenizer_config.json: its tokenizer lower-cases unless lower_case=false", folder)
+    if lower_case is None and not any((folder / name).is_file() for name in SAY_CASE):
+        lower_case = not _has_capitals(folder / "vocab.txt")
+        case = "lower-cases" if lower_case else "keeps case"
+        _log.info("%s has no tokenizer_config.json: by its vocabulary, its tokenizer %s", folder, case)
     extra = {} if lower_case is None else {"do_lower_case": lower_case}
     try:
         load: Any = AutoTokenizer.from_pretrained
@@ -227,6 +237,14 @@ def load_tokenizer(folder: Path, *, lower_case: bool | None = None) -> Any:
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise WeightsError("the tokenizer knows no words", where=str(folder), fix="copy its vocabulary there")
     return tokenizer
+
+
+def _has_capitals(vocabulary: Path) -> bool:
+    """Return whether a vocabulary has words with capitals (BioBERT): lower-cased, none of them would ever be found."""
+    if not vocabulary.is_file():
+        return False
+    words = vocabulary.read_text(encoding="utf-8", errors="replace").split()
+    return any(word != word.lower() for word in words if not word.startswith("["))
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

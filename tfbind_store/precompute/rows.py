@@ -89,7 +89,9 @@ def embed_factors(
     items = _items(store, _EVERY_PROTEIN if every_protein else _FACTOR_PROTEINS)
     if not items:
         raise StoreError(
-            "no factor has a protein", where=str(store.path), fix="tfbind import factors STORE FASTA, and peaks"
+            "no factor has a protein",
+            where=str(store.path),
+            fix="tfbind import factors STORE FASTA, and peaks; or --every-protein",
         )
     array_name = store.array_name_for("proteins", name or spec.embedder)
     known = _known(store, array_name, spec)
