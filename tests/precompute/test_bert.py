@@ -208,6 +208,13 @@ class TestRefusals:
         with pytest.raises(WeightsError, match="1 tensors are absent"):
             make(tmp_path)
 
+    def test_a_config_that_asks_for_a_huge_model(self, tmp_path):
+        write_folder(tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_size": 10**6, "num_hidden_layers": 10**5}))
+        with pytest.raises(WeightsError, match="the config has hidden_size 1,000,000, the weights do not"):
+            make(tmp_path)
+
     def test_code_in_a_folder_is_not_run(self, tmp_path):
         write_folder(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())

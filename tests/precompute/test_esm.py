@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 
 import esm as fair_esm
 import numpy as np
@@ -13,6 +14,7 @@ from tests.contracts import SequenceEmbedderContract
 from tfbind_store.errors import ConfigError, UnsafeFile, WeightsError
 from tfbind_store.precompute.embedder import make_sequence_embedder
 from tfbind_store.precompute.esm import EsmEmbedder, EsmOptions, load_esm, random_esm2
+from tfbind_store.precompute.weights import load_pickle
 
 SMALL = {"num_layers": 2, "embed_dim": 32, "attention_heads": 4, "seed": 1, "device": "cpu"}
 PROTEIN = "MKVLAAGIVGLNDERSTWYHCFPQ"
@@ -150,6 +152,31 @@ class TestATransformersFolderIsAnEqual:
         assert one.spec().fingerprint == other.spec().fingerprint
         np.testing.assert_array_equal(rows(one, PROTEIN), rows(other, PROTEIN))
 
+    @pytest.mark.parametrize("safe", [True, False])
+    def test_weights_in_several_files(self, tmp_path, safe):
+        model = transformers_folder(tmp_path / "one")
+        transformers_folder(tmp_path / "many")
+        (tmp_path / "many" / "model.safetensors").unlink()
+        model.save_pretrained(tmp_path / "many", max_shard_size="20KB", safe_serialization=safe)
+        assert len(list((tmp_path / "many").glob("*-of-*"))) > 2
+        one, many = (
+            make_sequence_embedder("esm", {"checkpoint": str(tmp_path / name), "device": "cpu"})
+            for name in ("one", "many")
+        )
+        assert one.spec() == many.spec()
+
+    @pytest.mark.parametrize("name", ["../one/model.safetensors", "/etc/passwd", "x.txt", 3])
+    def test_an_index_that_points_elsewhere(self, tmp_path, name):
+        transformers_folder(tmp_path)
+        (tmp_path / "model.safetensors").unlink()
+        index = tmp_path / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        with pytest.raises(UnsafeFile, match="refused: the index names"):
+            load_esm(tmp_path)
+        index.write_text("[]")
+        with pytest.raises(WeightsError, match="no index of weights"):
+            load_esm(tmp_path)
+
     def test_refusals(self, tmp_path):
         transformers_folder(tmp_path / "old", position_embedding_type="absolute")
         with pytest.raises(WeightsError, match="position_embedding_type is 'absolute'"):
@@ -203,6 +230,19 @@ class TestRefusals:
             load_esm(tmp_path / "torn.pt")
         with pytest.raises(WeightsError, match="no such weights file"):
             load_esm(tmp_path / "absent.pt")
+
+    def test_options_that_ask_for_a_huge_model(self, tmp_path):
+        esm1b_file(tmp_path / "esm.pt")
+        data = load_pickle(tmp_path / "esm.pt")
+        data["args"].encoder_layers, data["args"].decoder_layers = 10**7, 10**8
+        torch.save(data, tmp_path / "esm.pt")
+        with pytest.raises(WeightsError, match="layers 10,000,000, the weights do not"):
+            load_esm(tmp_path / "esm.pt")
+        transformers_folder(tmp_path / "folder")
+        config = json.loads((tmp_path / "folder" / "config.json").read_text())
+        (tmp_path / "folder" / "config.json").write_text(json.dumps(config | {"hidden_size": 10**6}))
+        with pytest.raises(WeightsError, match="the config has hidden_size 1,000,000"):
+            load_esm(tmp_path / "folder")
 
     def test_an_absent_tensor(self, tmp_path):
         esm2_file(tmp_path / "esm2.pt")

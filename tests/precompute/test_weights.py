@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+from typing import ClassVar
 
 import pytest
 import torch
 
 from tfbind_store.errors import ConfigError, UnsafeFile, WeightsError
-from tfbind_store.precompute.weights import environment_flag, pick_device, read_tensors
+from tfbind_store.precompute.weights import environment_flag, pick_device, read_tensors, require_sizes
 
 
 @pytest.mark.parametrize(
@@ -84,3 +85,31 @@ def test_safetensors_with_a_hostile_header(tmp_path):
 def test_the_floor_of_torch_has_the_fixes_of_weights_only():
     major, minor = map(int, torch.__version__.split(".")[:2])
     assert (major, minor) >= (2, 10)  # CVE-2025-32434, CVE-2026-24747
+
+
+class TestSizes:
+    TENSORS: ClassVar = {"a": torch.zeros(33, 8), "b": torch.zeros(32)}
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"hidden_size": 8, "vocab_size": 33, "intermediate_size": 16, "num_hidden_layers": 2, "heads": 10**9},
+            {"encoder_embed_dim": 8, "max_positions": 1024, "layer_norm_eps": 1e-5, "use_layers": True},
+        ],
+    )
+    def test_a_config_that_the_weights_fill(self, config):
+        require_sizes(config, self.TENSORS, where="here")
+
+    @pytest.mark.parametrize(
+        ("name", "size"),
+        [
+            ("hidden_size", 10**6),
+            ("vocab_size", 34),
+            ("num_hidden_layers", 3),
+            ("encoder_ffn_embed_dim", 7),
+            ("max_position_embeddings", 10**9),
+        ],
+    )
+    def test_a_config_that_asks_for_more_is_refused_before_it_gets_it(self, name, size):
+        with pytest.raises(WeightsError, match=f"the config has {name} {size:,}"):
+            require_sizes({name: size}, self.TENSORS, where="here")

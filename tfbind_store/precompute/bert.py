@@ -8,6 +8,7 @@ from the local hub cache; a pickled file is checked to hold tensors only before 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from tfbind_store.precompute.weights import (
     hub_folder,
     pick_device,
     read_tensors,
+    require_sizes,
     take_back,
     weights_digest,
 )
@@ -194,9 +196,11 @@ def load_bert(folder: Path) -> Any:
     """
     from transformers import AutoModel
 
-    first_file(folder, ["config.json"], what="BERT config")
+    config = first_file(folder, ["config.json"], what="BERT config")
     path = first_file(folder, WEIGHT_FILES, what="BERT weights")
-    read_tensors(path)  # refuses what is damaged or unsafe, in our own words
+    tensors = read_tensors(path)  # refuses what is damaged or unsafe, in our own words
+    require_sizes(_read_config(config), tensors, where=str(folder))
+    del tensors
     try:
         model, info = AutoModel.from_pretrained(
             folder,
@@ -211,6 +215,16 @@ def load_bert(folder: Path) -> Any:
     if absent:
         raise WeightsError(f"{len(absent)} tensors are absent, first {absent[0]}", where=str(path), fix="copy it again")
     return model
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise WeightsError(f"not valid JSON: {error}", where=str(path)) from error
+    if not isinstance(config, dict):
+        raise WeightsError("not a JSON object", where=str(path))
+    return config
 
 
 def load_tokenizer(folder: Path, *, lower_case: bool | None = None) -> Any:

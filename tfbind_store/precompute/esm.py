@@ -30,7 +30,9 @@ from tfbind_store.precompute.weights import (
     load_pickle,
     pick_device,
     read_tensors,
+    require_sizes,
     take_back,
+    tensors_of,
     weights_digest,
 )
 
@@ -42,7 +44,14 @@ SAME_LETTER = {"J": "X"}
 """ESM's alphabet has X, B, U, Z and O, but no J (leucine or isoleucine)."""
 NOT_USED = ("lm_head.", "contact_head.")
 PROTEIN_ARCHITECTURES = ("roberta_large", "protein_bert_base")
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""The large ones come in several files with an index."""
+PART_FILES = ("model-*.safetensors", "pytorch_model-*.bin")
 CPU_FLAG = "PROTEIN_EMBED_USE_CPU"
 # transformers' names (left) of fair-esm's parts (right)
 RENAMED = (
@@ -205,7 +214,7 @@ def weights_place(checkpoint: str, allow_download: bool) -> Path:
     if checkpoint.endswith(".pt") or place.exists():
         return place
     if HUB_ID.fullmatch(checkpoint):
-        return hub_folder(checkpoint, files=("config.json", *WEIGHT_FILES), allow_download=allow_download)
+        return hub_folder(checkpoint, files=("config.json", *WEIGHT_FILES, *PART_FILES), allow_download=allow_download)
     if not HUB_NAME.fullmatch(checkpoint):
         raise WeightsError(
             f"{checkpoint!r} is neither a file nor a published ESM-1 or ESM-2 name",
@@ -246,6 +255,7 @@ def load_esm(path: Path) -> tuple[Any, Any]:
             where=str(path),
             fix="use a published .pt file, such as esm2_t33_650M_UR50D.pt",
         )
+    require_sizes(_sizes(data, is_esm2), tensors_of(data.get("model"), where=str(path)), where=str(path))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Regression weights not found")
@@ -253,6 +263,16 @@ def load_esm(path: Path) -> tuple[Any, Any]:
     except (RuntimeError, KeyError, AttributeError, TypeError, ValueError) as error:
         raise WeightsError(f"the weights do not fit fair-esm: {str(error)[:300]}", where=str(path)) from error
     return model, alphabet
+
+
+def _sizes(data: Mapping[str, Any], is_esm2: bool) -> dict[str, object]:
+    """Return the sizes that fair-esm will take from a published file's options; others in there mean nothing."""
+    options = data["cfg"].get("model") if is_esm2 and isinstance(data["cfg"], dict) else data.get("args")
+    arch = getattr(options, "arch", None)
+    prefix = "decoder_" if arch == "protein_bert_base" and not is_esm2 else "encoder_"
+    named = {name.split(prefix, 1)[-1]: value for name, value in getattr(options, "__dict__", {}).items()}
+    used = ("layers", "embed_dim") if is_esm2 else ("layers", "embed_dim", "ffn_embed_dim")
+    return {name: named[name] for name in used if name in named}
 
 
 def load_transformers_folder(folder: Path) -> tuple[Any, Any]:
@@ -270,6 +290,7 @@ def load_transformers_folder(folder: Path) -> tuple[Any, Any]:
     tensors = {
         fair_name(name): tensor.float() for name, tensor in read_tensors(path).items() if not ELSEWHERE.search(name)
     }
+    require_sizes(config, tensors, where=str(folder))
     try:
         model = esm.ESM2(
             config["num_hidden_layers"],

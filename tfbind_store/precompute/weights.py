@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import pickle
 import re
@@ -22,6 +23,11 @@ from safetensors import SafetensorError, safe_open
 from tfbind_store.errors import ConfigError, UnsafeFile, WeightsError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+SIZES = re.compile(
+    r"(?:hidden_size|intermediate_size|vocab_size|embed_dim|max_position_embeddings|max_positions|layers)\Z"
+)
+PART = re.compile(r"[\w-]+(?:\.safetensors|\.bin)", re.ASCII)
+MAX_POSITIONS = 1 << 20
 FLAG_WORDS = {"": False, "0": False, "no": False, "off": False, "false": False} | dict.fromkeys(
     ("1", "yes", "on", "true"), True
 )
@@ -83,7 +89,7 @@ def first_file(folder: Path, names: Sequence[str], *, what: str) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a ``.safetensors`` file or of a pickled state dict, on the CPU.
+    """Return the tensors of a ``.safetensors`` file, a pickled state dict, or an index of several such, on the CPU.
 
     Raises
     ------
@@ -92,9 +98,23 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     WeightsError
         If the file is absent or damaged.
     """
+    if path.suffix == ".json":
+        return {name: tensor for part in _parts(path) for name, tensor in read_tensors(part).items()}
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0]
     return tensors_of(load_pickle(path), where=str(path))
+
+
+def _parts(index: Path) -> list[Path]:
+    """Return the files that an index of transformers names: in its own folder, and nowhere else."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"no index of weights: {error!r}", where=str(index), fix="copy it again") from error
+    for name in names:
+        if not isinstance(name, str) or not PART.fullmatch(name):
+            raise UnsafeFile(f"refused: the index names {str(name)[:80]!r}", where=str(index), fix="copy it again")
+    return [index.parent / name for name in names]
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -139,6 +159,38 @@ def tensors_of(value: Any, *, where: str) -> dict[str, torch.Tensor]:
     if not named:
         raise WeightsError("the file holds no state dict (names to tensors)", where=where)
     return dict(value)
+
+
+def require_sizes(config: Mapping[str, object], tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Refuse a config that asks for a larger model than the weights fill, before anything of that size is made.
+
+    Parameters
+    ----------
+    config
+        Names and values; only those that decide how large a model is are looked at.
+    tensors
+        Of the file beside it.
+    where
+        For the error.
+
+    Raises
+    ------
+    WeightsError
+        If there are fewer tensors than layers, or none has one of the sizes.
+    """
+    widths = {size for tensor in tensors.values() for size in tensor.shape}
+    for name, size in config.items():
+        if not SIZES.search(name) or not isinstance(size, int) or isinstance(size, bool):
+            continue
+        if name.endswith("layers"):
+            is_filled = size <= len(tensors)
+        elif "position" in name:  # some models compute theirs
+            is_filled = size <= MAX_POSITIONS or size in widths
+        else:
+            is_filled = size in widths or 2 * size in widths  # gate and value in one matrix
+        if not is_filled:
+            what = f"the config has {name} {size:,}, the weights do not"
+            raise WeightsError(what, where=where, fix="config and weights are of different models: copy both again")
 
 
 def weights_digest(tensors: Mapping[str, torch.Tensor], *, skip: Iterable[str] = ()) -> str:
