@@ -28,6 +28,7 @@ MAX_PARTS = 12
 
 _SEPARATOR = re.compile(r"(::|-|/)")
 _SPECIES = re.compile(r"-(?:human|mouse)\Z")
+_TARGET = re.compile(r"/targets/(?P<name>.+?)(?:-[A-Z]?[a-z]+)?/")
 _PHOSPHO = re.compile(r"(?P<gene>.+?)(?P<modification>phospho[STY]\d+)")
 _ROMAN = re.compile(r"(?=[IVXLC])(C{0,3})(XC|XL|L?X{0,3})(IX|IV|V?I{0,3})")
 _ROMAN_STEPS = ((100, "C"), (90, "XC"), (50, "L"), (40, "XL"), (10, "X"), (9, "IX"), (5, "V"), (4, "IV"), (1, "I"))
@@ -123,7 +124,7 @@ def parse_factor_name(
     Tried in this order, and the first that fits wins: the whole name is a known symbol or synonym; a modification
     follows an underscore (``SOX2_K4ac``) or as ENCODE writes it (``POLR2AphosphoS5``); all pieces between hyphens are
     known, longest pieces first, where a short piece may stand for an end of the symbol before it (``SMAD2-3``), after
-    an epitope tag or not, before a species or not (``CTCF-human``, as ENCODE names targets). A complex with an unknown
+    an epitope tag or not, before a species or not (``CTCF-human``, ``/targets/CTCF-human/``, as ENCODE does). A complex with an unknown
     member keeps all its members, the unknown one too, so that nobody takes it for its known part. A name of which
     nothing is known stays whole.
 
@@ -150,6 +151,8 @@ def parse_factor_name(
     """
     if not name.strip():
         raise NameParseError("a factor's name is empty")
+    if target := _TARGET.fullmatch(name):
+        name = target["name"]
     candidates = list(_modification_cuts(name))
     without_species = _SPECIES.sub("", name)
     for stem, modification in (*candidates, *_modification_cuts(without_species)):
