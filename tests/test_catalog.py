@@ -319,11 +319,6 @@ class TestStrangers:
         ]
         assert ask("list_contains(genes, ?)", ["X"]) == ["IMP2'"]
 
-    def test_columns_with_gaps_come_too(self, reader):
-        found = reader.untrusted_where("factors", "TRUE", columns=("factor", "family"))
-        family = dict(zip(found["factor"].tolist(), found["family"].tolist(), strict=True))
-        assert family == {"ARG5,6": "a", "IMP2'": None, "SOX2": None}
-
     def test_honest_queries_pass_with_names_types_and_a_cut(self, reader):
         found = reader.untrusted("FROM factors SELECT factor, factor_id: 1 ORDER BY ALL", max_rows=2)
         assert (found.columns, found.types) == (["factor", "factor_id"], ["VARCHAR", "INTEGER"])
