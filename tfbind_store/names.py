@@ -124,8 +124,9 @@ def parse_factor_name(
     Tried in this order, and the first that fits wins: the whole name is a known symbol or synonym; a modification
     follows an underscore (``SOX2_K4ac``) or as ENCODE writes it (``POLR2AphosphoS5``); all pieces between hyphens are
     known, longest pieces first, where a short piece may stand for an end of the symbol before it (``SMAD2-3``), after
-    an epitope tag or not, before a species or not (``CTCF-human``, ``/targets/CTCF-human/``, as ENCODE does). A complex with an unknown
-    member keeps all its members, the unknown one too, so that nobody takes it for its known part. A name of which
+    an epitope tag or not, before a species or not (``CTCF-human``, ``/targets/CTCF-human/``, as ENCODE does). A
+    complex with an unknown member keeps all its members, the unknown one too, so that nobody takes it for its known
+    part. A name of which
     nothing is known stays whole.
 
     Parameters
