@@ -245,7 +245,7 @@ class TestChanged:
     def test_metadata_that_came_with_peaks(self, folder):
         (folder / "beds").mkdir()
         (folder / "beds" / "x.bed").write_text("chr1\t10\t20\n")
-        (folder / "beds.tsv").write_text("file\taccession\tfactor\tbiotype\tlab\nx.bed\tG5\tSOX2\tH1\tone\n")
+        (folder / "beds.tsv").write_text("file\taccession\tfactor\tbiotype\tdonor\nx.bed\tG5\tSOX2\tH1\tone\n")
         edit(folder, "plan.toml", 'path = "two.bed"', 'path = "beds"\nexperiments = "beds.tsv"')
         self.check(folder, {TWO, "peaks beds", EXPERIMENTS, SELECT})
         edit(folder, "beds.tsv", "one", "two")

@@ -81,7 +81,10 @@ def _is_one_of(call: dict[str, object], old: Imported) -> bool:
 
 
 def _forget_columns(catalog: Catalog, columns: set[str]) -> None:
-    """Remove what tables of experiments said: their columns, numbers of peaks, assemblies."""
+    """Remove what tables of experiments said: their columns, numbers of peaks, assemblies.
+
+    Which experiment a cell was of is not on record: a column of the same name that came with peak files goes too.
+    """
     rows = catalog.rows("SELECT experiment_id, metadata FROM data.experiments ORDER BY experiment_id")
     left = {int(key): {c: cell for c, cell in json.loads(text).items() if c not in columns} for key, text in rows}
     incoming = {"experiment_id": list(left), "metadata": [as_json(cells) for cells in left.values()]}
