@@ -307,6 +307,23 @@ def test_the_commands(server, tmp_path):
     assert (cleared["freed_bytes"], cleared["files"]) == (300_000, {})
 
 
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("dmis-lab/biobert-v1.1", "the weights of dmis-lab/biobert-v1.1 are not on this machine"),
+        ("PubMedBERT", "the weights of microsoft/BiomedNLP-BiomedBERT-base-uncased-abstract are not on this machine"),
+        ("esm2_t6_8M_UR50D", "the weights of esm2_t6_8M_UR50D are not on this machine"),
+        ("no model", "'no model' is neither a file nor a published"),
+    ],
+)
+def test_models_are_known_by_hub_id_and_by_their_short_names(monkeypatch, tmp_path, name, what):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    result = CliRunner().invoke(main, ["fetch", "--model", name, "--offline"])
+    assert result.exit_code == 1
+    assert what in result.stderr
+
+
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):
     for name in ("TFBIND_CACHE", "TF_BIND_CACHE_PATH"):
         monkeypatch.delenv(name, raising=False)

@@ -10,7 +10,7 @@ import click
 
 from tfbind_store.cli.frame import Command, emit, json_option, key_values, size_text, table
 
-MODEL_FILES = ("*.json", "*.safetensors", "pytorch_model.bin", "*.txt", "*.model")
+MODEL_FILES = ("*.json", "*.safetensors", "pytorch_model*.bin", "*.txt", "*.model")
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -20,7 +20,9 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--list", "as_list", is_flag=True, help="Show what can be fetched.")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="A field of a source's address.")
 @click.option("--sources", type=FILE, help="A table of your own in place of the built-in one.")
-@click.option("--model", "models", multiple=True, metavar="HUB_ID", help="Weights of a model on the hub.")
+@click.option(
+    "--model", "models", multiple=True, metavar="NAME", help="Weights: a hub id, PubMedBERT, esm2_t33_650M_UR50D, …"
+)
 @click.option("--cache", "folder", type=FOLDER, help="Where files go; default $TFBIND_CACHE.")
 @click.option("--offline", is_flag=True, help="Only say where files lie; touch no network.")
 @json_option
@@ -50,10 +52,18 @@ def fetch(
     emit({"files": found, "models": places}, lines, as_json=as_json)
 
 
-def _model(hub_id: str, *, offline: bool) -> Path:
-    from tfbind_store.precompute.weights import hub_folder
+def _model(name: str, *, offline: bool) -> Path:
+    from tfbind_store.precompute.weights import HUB_ID, hub_folder
 
-    return hub_folder(hub_id, files=MODEL_FILES, allow_download=not offline)
+    if HUB_ID.fullmatch(name):
+        return hub_folder(name, files=MODEL_FILES, allow_download=not offline)
+    from tfbind_store.precompute.bert import PUBLISHED
+
+    if name.lower() in PUBLISHED:
+        return hub_folder(PUBLISHED[name.lower()], files=MODEL_FILES, allow_download=not offline)
+    from tfbind_store.precompute.esm import weights_place
+
+    return weights_place(name, not offline)
 
 
 @click.command(cls=Command, examples=["tfbind cache"])
