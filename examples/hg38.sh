@@ -29,7 +29,7 @@ tfbind import blacklist "$store" "$data/hg38-blacklist.v2.bed.gz" --drop unknown
 # Enformer was itself trained on most of the genome and on many ChIP tracks: a held-out factor is new to the head and
 # to the protein side, not always to the trunk. The report names what the trunk is known to have seen, if its card says.
 [ -e "$store/selections/held_out" ] || tfbind select "$store" held_out --bins 4 \
-  --valid-chroms chr9 --test-chroms chr8,chr21 --hold-out-random factor:50:min_peaks=1000
+  --valid-chroms chr9 --test-chroms chr8,chr21 --hold-out-random family:50:min_peaks=1000
 
 tfbind plan  "$store" windows --checkpoint "$data/enformer-official-rough" --set use_tf_gamma=true
 tfbind embed "$store" windows --checkpoint "$data/enformer-official-rough" --set use_tf_gamma=true

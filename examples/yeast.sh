@@ -23,7 +23,7 @@ tfbind import experiments "$store" "$data/sample-key.tab" --column 'factor=Yeast
 # the filter list also names chrM and the 2-micron plasmid, which this FASTA leaves out
 tfbind import blacklist "$store" "$data/ChExMix_Peak_Filter_List_190612.bed" --drop unknown_chromosome
 [ -e "$store/selections/held_out" ] || tfbind select "$store" held_out \
-  --test-chroms chrIV,chrXVI --valid-chroms chrXIII --hold-out-random factor:20:min_peaks=100
+  --test-chroms chrIV,chrXVI --valid-chroms chrXIII --hold-out-random factor:20:min_peaks=100 --allow-leak paralog
 
 begun "a small trunk on the training rows, then its embeddings of the genome"
 [ -e "$out/trunk/model.safetensors" ] || tfbind pretrain "$store" held_out "$out/trunk" --passes "$passes"

@@ -47,9 +47,9 @@ LAYERS: list[list[set[str]]] = [
     [{"train", "train_batches", "train_config", "train_folds", "train_loss", "train_material"}],
     [{"learning"}],
     [{"scoring", "signal_features", "signal_gate"}],
-    [{"feed", "bin_reader"}, {"prepare"}],
+    [{"feed", "row_feed", "bin_reader"}, {"prepare"}],
     [{"precompute"}, {"query"}, {"heads"}, {"ingest"}],
-    [{"verify", "repair", "garbage"}],
+    [{"verify", "repair", "garbage"}, {"random_ranges"}],
     [{"store", "answers", "identity", "residues", "sequences", "stock"}],
     [
         {"catalog", "columns", "migrations", "snapshots", "strangers", "stranger_process"},
@@ -83,6 +83,7 @@ LAYERS: list[list[set[str]]] = [
 TORCH_ROOMS = {
     "adapter_model",
     "model_inputs",
+    "row_feed",
     "asked_pairs",
     "calibration",
     "plain_track_training",

@@ -10,12 +10,13 @@ from tests.planted import planted  # noqa: F401
 from tfbind_store.cli import main
 from tfbind_store.errors import SelectionError
 from tfbind_store.heads import read_header
-from tfbind_store.query.selection import Selection, make_selection
+from tfbind_store.query.selection import Selection, SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
 from tfbind_store.train import TrainConfig, train_head
 from tfbind_store.train_folds import cross_validate, fold_names
 
 SMALL = {"width": 16, "filip_heads": 4, "filip_dim": 4, "tower_dim": 8, "n_queries": 3}
+SELECTION = SelectionConfig(n_bins=4, margin_bp=0)
 CONFIG = TrainConfig(steps=20, options=SMALL, bins_per_step=64, pairs_per_step=6, device="cpu", lr=3e-3)
 
 
@@ -31,6 +32,7 @@ def _one_thread():
 def folds(planted):  # noqa: F811
     """The same rows with another chromosome as validation each time."""
     base = Selection.open(planted.store, "all").config
+    base = replace(base, allow_leaks=("paralog", "trunk"))
     for place, chrom in enumerate(("chr1", "chr2", "chr3")):
         split = SplitConfig(valid_chroms=(chrom,), test_chroms=("chr4",), hold_out={"factor": ["OLA"]})
         make_selection(planted.store, f"fold{place}", replace(base, split=split))
@@ -83,3 +85,22 @@ def test_a_selection_without_folds_says_how_to_make_some(planted):  # noqa: F811
     assert "the selection has no folds" in refused.stderr
     alone = CliRunner().invoke(main, ["train", str(planted.store.path), "all", "--final"])
     assert "--final is for --folds" in alone.stderr
+
+
+def test_a_selection_with_folds_is_cross_validated_by_the_command(planted):  # noqa: F811
+    split = SplitConfig(test_chroms=("chr4",), folds=3, fold_by=("chrom",))
+    leaks = ("trunk",)  # the trunk of this store has seen chr1, which is validation in one of the folds
+    make_selection(planted.store, "cv3", replace(SELECTION, split=split, allow_leaks=leaks))
+    assert fold_names(planted.store, "cv3") == ["cv3@0", "cv3@1", "cv3@2"]
+    settings = [f"options.{name}={value}" for name, value in SMALL.items()] + ["bins_per_step=64", "pairs_per_step=6"]
+    command = ["train", str(planted.store.path), "cv3", "--folds", "--final", "--run", "cv3", "--steps", "4", "--json"]
+    command += [word for setting in settings for word in ("--set", setting)]
+    done = CliRunner().invoke(main, [*command, "--device", "cpu"])
+    assert done.exit_code == 0, done.output
+    headers = [read_header(planted.store.run_dir(f"cv3-fold{fold}") / "head.safetensors") for fold in range(3)]
+    trained = [set(header.trained_on["chromosomes"]) for header in headers]
+    assert all(len(chroms) == 2 for chroms in trained)
+    assert set.union(*trained) == {"chr1", "chr2", "chr3"}
+    assert set.intersection(*trained) == set()
+    final = read_header(planted.store.run_dir("cv3") / "head.safetensors")
+    assert set(final.trained_on["chromosomes"]) == {"chr1", "chr2", "chr3"}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -324,11 +325,31 @@ class ShardedArray:
         out = np.empty((len(first), n_bins, self.layout.shape[-1]), dtype=self.layout.dtype)
         bins_per_shard = self.layout.shard_rows * self._window_bins
         shard_ids, places = np.divmod(first, bins_per_shard)
+        if len(first) and (shard_ids[1:] >= shard_ids[:-1]).all():
+            self._gather_in_order(shard_ids, places, n_bins, out)
+            return out
         order = np.argsort(shard_ids, kind="stable")
         begins = np.flatnonzero(np.diff(shard_ids[order], prepend=-1))[1:]
         for which in np.split(order, begins) if len(order) else ():
             self._gather_shard(int(shard_ids[which[0]]), which, places, n_bins, out)
         return out
+
+    def _gather_in_order(
+        self,
+        shard_ids: Int64[np.ndarray, " k"],
+        places: Int64[np.ndarray, " k"],
+        n_bins: int,
+        out: Shaped[np.ndarray, "k n dim"],
+    ) -> None:
+        """Copy runs that stand in the order of their shards: once, straight into place."""
+        begins = [0, *(np.flatnonzero(np.diff(shard_ids)) + 1).tolist(), len(shard_ids)]
+        for begin, end in pairwise(begins):
+            shard_id, mine = int(shard_ids[begin]), places[begin:end]
+            flat = self._flat_bins(shard_id, mine, n_bins)
+            if end - begin < _MANY or int(mine.max()) + n_bins > len(flat):
+                self._gather_shard(shard_id, np.arange(begin, end), places, n_bins, out)
+            else:  # every place is in range; numpy would copy twice to be sure of it
+                np.take(flat, mine[:, None] + np.arange(n_bins), axis=0, out=out[begin:end], mode="clip")
 
     def _gather_shard(
         self,
@@ -400,3 +421,12 @@ class ShardedArray:
             shard_id, place = divmod(int(window), self.layout.windows_per_shard)
             if self._codes[int(window)] == _OK:
                 self._maps.get(shard_id, ()).will_need(place * size, size)
+
+    def will_need_bins(self, first_global_bin: Int64[np.ndarray, " k"], n_bins: int = 1) -> None:
+        """Tell the system that runs of bins are read soon: scattered ones, of windows that are not read as a whole."""
+        size, per_shard = self.layout.window_bytes // self._window_bins, self._window_bins * self.layout.shard_rows
+        shard_ids, places = np.divmod(np.sort(np.asarray(first_global_bin, dtype=np.int64)), per_shard)
+        for shard_id, place in zip(shard_ids.tolist(), places.tolist(), strict=True):
+            if shard_id in self._receipts:
+                last = min(place + n_bins, self.layout.rows_in(shard_id) * self._window_bins)
+                self._maps.get(shard_id, ()).will_need(place * size, (last - place) * size)

@@ -178,7 +178,8 @@ def selection_config(genome: DemoGenome, config: DemoConfig, *, seed: int) -> Se
     """Return what is trained on and what is kept apart."""
     valid, test = split_chroms(genome, config)
     split = SplitConfig(valid_chroms=valid, test_chroms=test, hold_out={"factor": [config.held_out_factor]})
-    return SelectionConfig(split=split, seed=seed)
+    # paralogs bind alike in this genome: that a head tells a held-out factor by its family is what the demo shows
+    return SelectionConfig(split=split, allow_leaks=("paralog",), seed=seed)
 
 
 def embed_genome(store: Store, trunk: Path, *, name: str) -> None:

@@ -77,7 +77,7 @@ def read_world(store: Store, selection: Selection, header: CheckpointHeader) -> 
         proteins = baselines.factor_proteins(catalog)
         trained = {key: frozenset(map(str, names)) for key, names in header.trained_on.items()}
         factors = evidence.experiments["factor"].tolist()
-        unrelated = _unrelated(catalog, selection, factors, trained["factors"])
+        unrelated = _unrelated(store, catalog, selection, factors, trained["factors"])
         named = catalog.rows(
             "SELECT s.factor_id, p.accession FROM data.factor_subunits s JOIN data.proteins p USING (protein_id)"
         )
@@ -108,7 +108,7 @@ def _parts(store: Store, selection: Selection, trained_chroms: frozenset[str]) -
 
 
 def _unrelated(
-    catalog: Catalog, selection: Selection, factors: Sequence[str], trained: frozenset[str]
+    store: Store, catalog: Catalog, selection: Selection, factors: Sequence[str], trained: frozenset[str]
 ) -> frozenset[str]:
     """Return the factors without a trained relative, where the selection kept families together; else none."""
     split = selection.config.split
@@ -116,7 +116,7 @@ def _unrelated(
     if not asked & {"family", "domain"} and not (split.folds and "family" in split.fold_by):
         return frozenset()
     names = sorted({*factors, *trained})
-    family = load_kinship(catalog, split.identity).groups(names, by_family=True)
+    family = load_kinship(store, catalog, split.identity).groups(names, by_family=True)
     known = {family[name] for name in trained}
     return frozenset(name for name in names if family[name] not in known)
 

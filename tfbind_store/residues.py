@@ -50,6 +50,10 @@ class _Subunit(NamedTuple):
     n_rows: int | None
 
 
+Subunits = dict[int, list[_Subunit]]
+"""Where the residues of each factor's subunits lie."""
+
+
 class FactorProteins:
     """Reads factors' residues from one proteins array.
 
@@ -64,11 +68,18 @@ class FactorProteins:
     def __init__(self, store: _Source, array_name: str) -> None:
         self.array_name = array_name
         self._array = store.array(array_name)
-        self._subunits: dict[int, list[_Subunit]] = {}
+        self.subunits: Subunits = {}
         with store.reader() as catalog:
             for factor_id, factor, gene, sha256, first_row, n_rows in catalog.rows(_ROWS, [array_name]):
                 subunit = _Subunit(factor, gene, sha256 is not None, first_row, n_rows)
-                self._subunits.setdefault(int(factor_id), []).append(subunit)
+                self.subunits.setdefault(int(factor_id), []).append(subunit)
+
+    @classmethod
+    def over(cls, array: ShardedArray, subunits: Subunits) -> FactorProteins:
+        """Return a reader by the `subunits` of another one, without a look at the catalog."""
+        made = cls.__new__(cls)
+        made.array_name, made._array, made.subunits = array.layout.name, array, subunits
+        return made
 
     @property
     def dim(self) -> int:
@@ -77,7 +88,7 @@ class FactorProteins:
 
     def has(self, factor_id: int) -> bool:
         """Return whether every subunit of a factor is embedded."""
-        subunits = self._subunits.get(int(factor_id), [])
+        subunits = self.subunits.get(int(factor_id), [])
         return bool(subunits) and all(subunit.first_row is not None for subunit in subunits)
 
     def length(self, factor_id: int) -> int:
@@ -105,7 +116,7 @@ class FactorProteins:
         return FactorBatch(protein, subunit >= 0, subunit)
 
     def _runs(self, factor_id: int) -> list[tuple[int, int]]:
-        subunits = self._subunits.get(factor_id)
+        subunits = self.subunits.get(factor_id)
         if not subunits:
             raise StoreError(f"no factor has the id {factor_id}", where=self.array_name)
         runs = []

@@ -36,7 +36,7 @@ CREATE TABLE data.windows (
 -- where rows came from -------------------------------------------------------------------------------------------
 CREATE TABLE data.sources (
     source_id  INTEGER PRIMARY KEY,
-    kind       VARCHAR NOT NULL,          -- peaks, relaxed, proteins, biotypes, experiments, blacklist, synonyms, loci, tracks
+    kind       VARCHAR NOT NULL,          -- peaks, relaxed, proteins, biotypes, experiments, blacklist, synonyms, loci, tracks, families, trunk, negatives
     path       VARCHAR NOT NULL,          -- as given, made absolute
     sha256     VARCHAR NOT NULL,
     size_bytes BIGINT NOT NULL,
@@ -82,6 +82,19 @@ CREATE TABLE data.factor_subunits (
     gene       VARCHAR NOT NULL,
     protein_id INTEGER,                   -- NULL where the subunit has no sequence
     PRIMARY KEY (factor_id, position)
+);
+
+CREATE TABLE data.gene_domains (           -- DNA-binding domains, where a table of them was imported
+    gene      VARCHAR PRIMARY KEY,
+    domain    VARCHAR NOT NULL,
+    source_id INTEGER NOT NULL
+);
+CREATE TABLE data.trunk_training (         -- what trunks of others were trained on, from tables of their tracks
+    trunk     VARCHAR NOT NULL,
+    kind      VARCHAR NOT NULL,            -- factors (genes), biotypes
+    name      VARCHAR NOT NULL,
+    source_id INTEGER NOT NULL,
+    PRIMARY KEY (trunk, kind, name)
 );
 
 -- biotypes and contexts ------------------------------------------------------------------------------------------
@@ -140,6 +153,13 @@ CREATE TABLE data.exclusions (             -- blacklists: neither positive nor n
     start_bp  BIGINT NOT NULL,
     end_bp    BIGINT NOT NULL,
     source_id INTEGER NOT NULL
+);
+CREATE TABLE data.listed_negatives (       -- loci that somebody listed as unbound
+    experiment_id INTEGER NOT NULL,        -- -1: in every experiment
+    chrom_id      SMALLINT NOT NULL,
+    start_bp      BIGINT NOT NULL,
+    end_bp        BIGINT NOT NULL,
+    source_id     INTEGER NOT NULL
 );
 CREATE TABLE data.loci (
     set_name  VARCHAR NOT NULL,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import logging
 import os
 import platform
@@ -16,13 +17,14 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from tfbind_store import config as configs
 from tfbind_store import stock
 from tfbind_store.answers import Answer
 from tfbind_store.arrays import OnDamage, ShardedArray, Verify, create_array
@@ -207,6 +209,25 @@ class Store:
         """
         with self.reader() as catalog:
             return Answer(catalog.untrusted(query, params, seconds=seconds, memory=memory, max_rows=max_rows))
+
+    def select(self, name: str, *, overwrite: bool = False, **choices: Any) -> Any:
+        """Make a selection and open it: ``store.select("s", where="factor = 'REB1'", n_bins=4)``.
+
+        Parameters
+        ----------
+        choices
+            Fields of ``query.selection.SelectionConfig``; ``split`` as a mapping of ``SplitConfig``'s, or as one.
+
+        Returns
+        -------
+        The ``query.selection.Selection``.
+        """
+        # the one look upwards: who holds a store expects selecting beside `sql`, and nothing below depends on it
+        selecting = importlib.import_module("tfbind_store.query.selection")
+        plain = {key: asdict(v) if is_dataclass(v) and not isinstance(v, type) else v for key, v in choices.items()}
+        config = configs.from_mapping(selecting.SelectionConfig, plain, where="select")
+        selecting.make_selection(self, name, config, overwrite=overwrite)
+        return selecting.Selection.open(self, name)
 
     @property
     def snapshot(self) -> int:
@@ -441,6 +462,10 @@ class Store:
     def selection_dir(self, name: str) -> Path:
         """Return the folder of a selection, whether it exists or not."""
         return self.path / "selections" / path_safe_name(name, what="selection name")
+
+    def cache_dir(self) -> Path:
+        """Return the folder of what was computed from the catalog and can be computed again; it may be deleted."""
+        return self.path / "cache"
 
     def run_dir(self, name: str) -> Path:
         """Return the folder of a run, whether it exists or not."""

@@ -72,8 +72,8 @@ class RowSource:
         epoch, first = self.loader.cursor
         share = (self.processes.rank, self.processes.world)
         while True:
-            for number, batch in self.loader.epoch(epoch, first_batch=first, share=share):
-                yield Numbered({**identity, "epoch": epoch, "batch": number + 1}, to_torch(batch, self.device))
+            for seen, batch in self.loader.epoch(epoch, first_row=first, share=share):
+                yield Numbered({**identity, "epoch": epoch, "row": seen}, to_torch(batch, self.device))
             epoch, first = epoch + 1, 0
 
 

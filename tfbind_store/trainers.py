@@ -51,6 +51,8 @@ from tfbind_store.train_material import gather_material
 
 SPECIES_PRIORITY = ("human", "mouse", "unknown")
 WITHOUT_END = 10**9
+REFERENCE_LEAKS = ("paralog", "trunk")
+"""What the reference's arguments cannot say; the selection records it and a warning names it."""
 Choice = str | Mapping[str, Any]
 """An embedder's name, or a mapping of its name and options."""
 _log = logging.getLogger(__name__)
@@ -173,7 +175,13 @@ class Trainer:
         where, params = _excluding(factor=exclude_targets, biotype=exclude_cell_types)
         negatives = ("random:1", "scoped:1") if include_scoped_negs else ("random:1",)
         chosen = SelectionConfig(
-            where=where, params=params, negatives=negatives, split=split, sample=remap_sample_frac, seed=seed
+            where=where,
+            params=params,
+            negatives=negatives,
+            split=split,
+            allow_leaks=REFERENCE_LEAKS,
+            sample=remap_sample_frac,
+            seed=seed,
         )
         self.selection = _selected(self.store, chosen)
         names = _embedded(self.store, self.selection, chromosomes[1], embedder, proteins, contexts)

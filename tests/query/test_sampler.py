@@ -44,11 +44,13 @@ def test_blocks_follow_each_other(windows, block_windows):
 
 @settings(deadline=None)
 @given(WINDOWS, st.integers(1, 20), st.integers(0, 10), st.integers(1, 3))
-def test_resuming_yields_what_was_left(windows, batch_size, first_batch, n_parts):
+def test_resuming_yields_what_was_left(windows, batch_size, n_seen, n_parts):
     order = epoch_order(windows, block_windows=2, seed=0, epoch=0)
     whole = list(batches_of(order, batch_size=batch_size, part=n_parts - 1, n_parts=n_parts))
-    rest = batches_of(order, batch_size=batch_size, first_batch=first_batch, part=n_parts - 1, n_parts=n_parts)
-    assert [n for n, _ in rest] == [n for n, _ in whole if n >= first_batch]
+    first_row = whole[min(n_seen, len(whole)) - 1][0] if n_seen and whole else 0
+    rest = batches_of(order, batch_size=batch_size, first_row=first_row, part=n_parts - 1, n_parts=n_parts)
+    left = [(seen, rows.tolist()) for seen, rows in whole if seen > first_row]
+    assert [(seen, rows.tolist()) for seen, rows in rest] == left
 
 
 def test_seed_and_epoch_change_the_order():

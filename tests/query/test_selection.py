@@ -281,6 +281,49 @@ class TestSplits:
             make_selection(store, "leaks", SelectionConfig(split=split))
         assert "leaks" not in store.selections()
 
+    def test_a_paralog_left_in_training_is_refused_and_a_family_takes_it_along(self, tmp_path, caplog):
+        world = World(tmp_path, {"a": random_sequence(4000, 0)}, Grid(window_bp=80, n_bins=4, bin_bp=10))
+        source = world.source()
+        domain = "MKRPMNAFMVWSRGQRRKMAQENPKMHNSEISKRLGAEWKLLSETEKRPFIDEAKRLRALHMKEHPDYKYRPRRKTKTLMK"
+        world.factor("SOX2", sequence=domain)
+        world.factor("SOX3", sequence=domain.replace("K", "R"))
+        for place, name in enumerate(["E1.SOX2.H1", "E2.SOX3.H1", "E3.CTCF.H1"]):
+            peaks = [("a", 50 + place + 100 * k, 55 + place + 100 * k) for k in range(5)]
+            world.experiment(name, peaks, source=source)
+        store = world.write()
+        with pytest.raises(LeakError, match="training rows of SOX3 share the family of SOX2"):
+            make_selection(store, "s", SelectionConfig(split=SplitConfig(hold_out={"factor": ["SOX2"]})))
+        selection, _ = rows_of(store, split=SplitConfig(hold_out={"family": ["SOX2"]}))
+        assert selection.info["parts"]["train"]["factors"] == ["CTCF"]
+        selection, _ = rows_of(store, split=SplitConfig(hold_out={"factor": ["SOX2"]}, identity=0.95))
+        assert selection.info["leaks"] == []
+        allowed = SplitConfig(hold_out={"factor": ["SOX2"]})
+        selection, _ = rows_of(store, split=allowed, allow_leaks=("paralog",))
+        assert [leak["kind"] for leak in selection.info["leaks"]] == ["paralog"]
+        assert "allowed: " in caplog.text
+
+    def test_loci_whose_windows_read_training_input_are_refused_or_training_rows_dropped(self, tmp_path):
+        world = World(tmp_path, {"a": random_sequence(4000, 0)}, Grid(window_bp=80, n_bins=4, bin_bp=10))
+        source = world.source()
+        for name in ("E1.AAA.H1", "E2.CCC.H1"):
+            world.experiment(name, [("a", 30 * k, 30 * k + 9) for k in range(130)], source=source)
+        for start, end, split in ((0, 2000, "train"), (2000, 3000, "test"), (3000, 4000, "train")):
+            world.add(
+                "loci", set_name="mine", name=None, split=split, chrom_id=0, start_bp=start, end_bp=end, source_id=0
+            )
+        store = world.write()
+        config = {"margin_bp": 0, "split": SplitConfig(loci="mine")}
+        with pytest.raises(LeakError, match="share the input"):
+            make_selection(store, "s", SelectionConfig(**config))
+        selection, table = rows_of(store, margin_bp=0, split=SplitConfig(loci="mine", overlap="drop"))
+        assert selection.info["dropped"]["positive_reads_held_out_place"] > 0
+        window = table["window"].astype(int)
+        test, train = (set(window[table["split"] == split].tolist()) for split in ("test", "train"))
+        reach = (80 - 1) // 40
+        assert all(abs(a - b) > reach for a in test for b in train)
+        selection, _ = rows_of(store, **config, allow_leaks=("window", "receptive_field"))
+        assert {leak["kind"] for leak in selection.info["leaks"]} >= {"receptive_field"}
+
     def test_factors_without_a_protein_are_counted(self, tmp_path):
         world = World(tmp_path, {"a": random_sequence(2000, 0)}, Grid(window_bp=80, n_bins=4, bin_bp=10))
         world.factor("NOPROT", sequence=None)

@@ -9,7 +9,7 @@ from tfbind_store.columns import Columns
 from tfbind_store.errors import ConfigError, LeakError, SelectionError
 from tfbind_store.loci import Grid, Tiling
 from tfbind_store.query import leaks, splits
-from tfbind_store.query.kinship import FactorIdentity, Kinship
+from tfbind_store.query.kinship import FactorIdentity, Kinship, Paralogs
 from tfbind_store.query.splits import SplitConfig
 
 FACTORS = {
@@ -188,6 +188,56 @@ class TestLeaks:
         found = leaks.trunk_leaks({"factors": ["SOX2"], "chromosomes": ["chrII"]}, card)
         assert [(leak.kind, leak.shared, leak.held_out) for leak in found] == [("trunk", "factors", ["SOX2"])]
         assert leaks.trunk_leaks({}, None)[0].kind == "trunk"
+
+    def test_a_trunk_that_saw_a_synonym_or_a_complex_has_seen_the_gene(self):
+        kinship = Kinship(FACTORS, SYNONYMS)
+        card = {"factors": ["OCT4"], "biotypes": ["MCF7"], "chromosomes": []}
+        held_out = {"factors": ["SOX2-POU5F1", "SOX2"], "biotypes": ["MCF-7_E2", "H1"]}
+        found = leaks.trunk_leaks(held_out, card, kinship=kinship, name="t", fold=1)
+        assert [(leak.shared, leak.held_out, leak.fold) for leak in found] == [
+            ("factors of t", ["SOX2-POU5F1"], 1),
+            ("biotypes of t", ["MCF-7_E2"], 1),
+        ]
+
+    def test_paralogs_are_named_with_their_identity(self):
+        kinship = Kinship(FACTORS, find_paralogs=lambda asked: [Paralogs("c", "s", 0.62)] if "s" in asked else [])
+        found = leaks.find_leaks(
+            leaks.Side({"CTCF": 40}, {}), leaks.Side({"SOX2": 2}, {}), kinship=kinship, base_biotypes={}
+        )
+        assert [(leak.kind, leak.training, leak.held_out, leak.n_training_rows) for leak in found] == [
+            ("paralog", ["CTCF"], ["SOX2"], 40)
+        ]
+        with pytest.raises(
+            LeakError, match=r"40 training rows of CTCF share the family of SOX2 \(CTCF 62% identical"
+        ) as e:
+            leaks.refuse(found, (), where="x")
+        assert "--hold-out family=SOX2" in e.value.fix
+
+    def test_a_family_is_what_chains_of_paralogs_lead_to(self):
+        pairs = [Paralogs("p", "s", 0.5), Paralogs("c", "p", 0.5)]
+        kinship = Kinship(FACTORS, find_paralogs=lambda asked: [p for p in pairs if asked is None or {*p[:2]} & asked])
+        assert kinship.kin("family", "CTCF") == set(FACTORS)
+        assert kinship.kin("factor", "CTCF") == {"CTCF"}
+
+    def test_a_domain_takes_all_factors_that_have_it(self):
+        kinship = Kinship(FACTORS, SYNONYMS, domains={"oct4": "Homeodomain", "SOX2": "HMG"})
+        # the complex brings its other gene along, which brings what has the same sequence
+        assert kinship.kin("domain", "homeodomain") == {"POU5F1", "SOX2-POU5F1", "SOX2", "SOXTWIN"}
+        with pytest.raises(SelectionError, match="no factor has the domain 'HGM'") as caught:
+            kinship.kin("domain", "HGM")
+        assert "HMG" in caught.value.fix
+
+    def test_windows_and_input_that_both_sides_read(self):
+        tiling = Tiling.over(Grid(window_bp=60, n_bins=4, bin_bp=10), {"a": 400})
+        found = leaks.place_leaks(
+            tiling,
+            (np.array([0, 1, 1]), np.array([0, 1, 2])),
+            (np.array([2, 7]), np.array([3, 7])),
+        )
+        assert [(leak.kind, leak.n_training_rows) for leak in found] == [("window", 1), ("receptive_field", 2)]
+        with pytest.raises(LeakError, match=r"1 training rows .* share the window") as caught:
+            leaks.refuse(found, (), where="x")
+        assert "--overlap drop" in caught.value.fix
 
     def test_windows_that_share_input(self):
         tiling = Tiling.over(Grid(window_bp=60, n_bins=4, bin_bp=10), {"a": 200, "b": 80})

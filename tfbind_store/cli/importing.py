@@ -158,6 +158,36 @@ def import_experiments(store: Path, path: Path, columns: tuple[str, ...], as_jso
     _print_report(report, as_json=as_json)
 
 
+@import_.command("families", examples=["tfbind import families yeast.store domains.tsv"])
+@STORE
+@SOURCE
+@STRICT
+@json_option
+def import_families(store: Path, path: Path, strict: bool, as_json: bool) -> None:
+    """Import DNA-binding domains of genes: a table with columns gene and domain, for --hold-out domain=NAME."""
+    from tfbind_store import ingest
+    from tfbind_store.store import Store
+
+    _print_report(ingest.import_families(Store.open(store), path, strict=strict), as_json=as_json)
+
+
+@import_.command("trunk", examples=["tfbind import trunk human.store targets_human.txt --name enformer"])
+@STORE
+@SOURCE
+@click.option("--name", required=True, help="What the trunk is called.")
+@STRICT
+@json_option
+def import_trunk(store: Path, path: Path, name: str, strict: bool, as_json: bool) -> None:
+    """Import what a trunk was trained on: Basenji's table of targets, or columns factor and biotype.
+
+    Selections then refuse to hold out what it has seen. Its own split of the genome is a set of loci of the same name.
+    """
+    from tfbind_store import ingest
+    from tfbind_store.store import Store
+
+    _print_report(ingest.import_trunk(Store.open(store), path, name, strict=strict), as_json=as_json)
+
+
 @import_.command("loci", examples=["tfbind import loci yeast.store promoters.bed --name promoters"])
 @STORE
 @SOURCE
@@ -172,6 +202,29 @@ def import_loci(store: Path, path: Path, name: str, as_json: bool, **options: An
     from tfbind_store.store import Store
 
     _print_report(ingest.import_loci(Store.open(store), path, name, **options), as_json=as_json)
+
+
+@import_.command(
+    "negatives",
+    examples=[
+        "tfbind import negatives human.store random-ranges.bed",
+        "tfbind import negatives human.store remap.bed --scoped negative-peaks/",
+    ],
+)
+@STORE
+@SOURCE
+@click.option("--scoped", type=click.Path(path_type=Path), help="Folder of EXPERIMENT.bed.bool.npy over its rows.")
+@click.option("--per-experiment", type=int, default=10_000, show_default=True, help="Rows kept of each array.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Chooses them.")
+@drop_option(PLACES)
+@STRICT
+@json_option
+def import_negatives(store: Path, path: Path, as_json: bool, **options: Any) -> None:
+    """Import loci that are not bound: in any experiment, or in those that arrays name; for --negatives listed:1."""
+    from tfbind_store import ingest
+    from tfbind_store.store import Store
+
+    _print_report(ingest.import_negatives(Store.open(store), path, **options), as_json=as_json)
 
 
 @import_.command("blacklist", examples=["tfbind import blacklist yeast.store blacklist.bed"])

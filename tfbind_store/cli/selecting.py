@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ SPLITS = ("train", "valid", "test")
         "tfbind select yeast.store no_reb1 --hold-out factor=REB1 --where 'score > $least' -p least=1",
         "tfbind select yeast.store cv --folds 2 --fold-by chrom --negatives gc:1,shifted:1",
         "tfbind select yeast.store demo --show",
+        "tfbind select yeast.store demo --diff no_reb1",
+        "tfbind select yeast.store again --from yeast.store/selections/demo/selection.json",
     ],
 )
 @STORE
@@ -70,6 +72,14 @@ SPLITS = ("train", "valid", "test")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the config. Repeatable.")
 @click.option("--overwrite", is_flag=True, help="Replace a selection of this name.")
 @click.option("--show", is_flag=True, help="Show the selection of this name instead of making one.")
+@click.option("--diff", "other", metavar="OTHER", help="Say in what the selection of this name differs from another.")
+@click.option(
+    "--from",
+    "again",
+    type=click.Path(path_type=Path),
+    metavar="JSON",
+    help="Make again what a selection.json describes, and say whether it is the same to the byte.",
+)
 @json_option
 def select(
     store: Path,
@@ -94,6 +104,8 @@ def select(
     settings: tuple[str, ...],
     overwrite: bool,
     show: bool,
+    other: str | None,
+    again: Path | None,
     as_json: bool,
     **plain: Any,
 ) -> None:
@@ -102,12 +114,23 @@ def select(
     A held-out factor takes along every factor that shares a gene or a protein with it; what would leak is refused with
     the rows named. The selection is written once, with its SQL, counts and leaks.
     """
+    from tfbind_store.query.compare import differences, remake
     from tfbind_store.query.selection import Selection, SelectionConfig, make_selection
     from tfbind_store.store import Store
 
     opened = Store.open(store)
     if show:
         _print(name, Selection.open(opened, name).info, as_json=as_json)
+        return
+    if other is not None:
+        _print_differences(differences(Selection.open(opened, name), Selection.open(opened, other)), as_json=as_json)
+        return
+    if again is not None:
+        remade = remake(opened, name, again, overwrite=overwrite)
+        why = f": {', '.join(remade.reasons)} differ" if remade.reasons else ""
+        said = "the same rows to the byte" if remade.is_same else f"other rows{why}"
+        info = {**remade.selection.info, "same_as_described": remade.is_same}
+        _print(name, info, as_json=as_json, more=[f"{again}: {said}"])
         return
     split = {
         "train_chroms": listed(train_chroms),
@@ -161,7 +184,21 @@ def _typed(params: Mapping[str, str]) -> dict[str, Any]:
     return {name: number(text) for name, text in params.items()}
 
 
-def _print(name: str, info: Mapping[str, Any], *, as_json: bool) -> None:
+def _print_differences(found: Mapping[str, Any], *, as_json: bool) -> None:
+    text = ["the same rows to the byte"] if found["same"] else []
+    text += [f"{key}: {one!r} and {other!r}" for key, (one, other) in found["config"].items()]
+    text += [f"{name}: made from {len(rows)} other inputs" for name, rows in found["inputs"].items() if rows]
+    text += [
+        f"rows in {name if name == 'both' else f'{name} only'}: {count:,}" for name, count in found["rows"].items()
+    ]
+    for name, of_split in found["only"].items():
+        for split, kinds in of_split.items():
+            text.append(f"only in {name}, {split}: " + ", ".join(f"{n:,} {kind}" for kind, n in kinds.items()))
+    text += [f"rows of both with another {name}: {count:,}" for name, count in found["changed"].items()]
+    emit(dict(found), text, as_json=as_json)
+
+
+def _print(name: str, info: Mapping[str, Any], *, as_json: bool, more: Sequence[str] = ()) -> None:
     kinds = ("positive", *(text.partition(":")[0] for text in info["config"]["negatives"]))
     totals = info["totals"]
     rows = [(split, *(totals[split].get(kind, 0) for kind in kinds)) for split in SPLITS if split in totals]
@@ -180,7 +217,7 @@ def _print(name: str, info: Mapping[str, Any], *, as_json: bool) -> None:
         for kind, lack in info["shortfall"].items()
     ]
     text += [f"{_words(what)}: {count:,}" for what, count in info["warnings"].items()]
-    text += map(str, info["notes"])
+    text += [*map(str, info["notes"]), *more]
     if signals := info.get("signals"):
         text.append(f"{signals['array']}: {len(signals['with']):,} biotypes have a signal")
         if signals["without"]:

@@ -6,6 +6,8 @@ what the caller allows to be dropped is dropped and counted, and under ``strict`
 rows; Python sees each distinct name once.
 """
 
+from tfbind_store.ingest.kin_tables import import_families, import_trunk
+from tfbind_store.ingest.listed import import_negatives
 from tfbind_store.ingest.loci import import_blacklist, import_loci
 from tfbind_store.ingest.metadata import import_biotypes, import_experiments
 from tfbind_store.ingest.peak_tracks import import_peak_tracks
@@ -20,10 +22,13 @@ __all__ = [
     "import_biotypes",
     "import_blacklist",
     "import_experiments",
+    "import_families",
     "import_loci",
+    "import_negatives",
     "import_peak_tracks",
     "import_peaks",
     "import_proteins",
     "import_signals",
     "import_tracks",
+    "import_trunk",
 ]

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 from tfbind_store.catalog import Catalog
 from tfbind_store.stock import IMPORTS_KEY, recorded_imports
 
-_FILE_ARGUMENTS = ("path", "annotation", "experiments_tsv", "aliases", "synonyms")
+_FILE_ARGUMENTS = ("path", "scoped", "annotation", "experiments_tsv", "aliases", "synonyms")
 _RECEIPTED = ("import_tracks", "import_signals")
 """Verbs whose folder is not hashed: it may hold terabytes, more files come later, and receipts know each by itself."""
 P = ParamSpec("P")

@@ -20,6 +20,8 @@ from tfbind_store.catalog import Catalog
 from tfbind_store.durable import TEMPORARY_SUFFIX, typed_errors
 from tfbind_store.errors import CatalogError, TfbindError
 from tfbind_store.ingest.calls import changed_files
+from tfbind_store.ingest.kin_tables import import_families, import_trunk
+from tfbind_store.ingest.listed import import_negatives
 from tfbind_store.ingest.loci import import_blacklist, import_loci
 from tfbind_store.ingest.metadata import import_biotypes, import_experiments
 from tfbind_store.ingest.peak_tracks import import_peak_tracks
@@ -40,6 +42,9 @@ _VERBS: Mapping[str, Callable[..., object]] = {
         import_biotypes,
         import_blacklist,
         import_loci,
+        import_negatives,
+        import_families,
+        import_trunk,
         import_tracks,
         import_signals,
         import_peak_tracks,

@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Int16, Int64, Integer
 
+from tfbind_store.columns import Columns
 from tfbind_store.loci import Tiling
 from tfbind_store.query import draws
 from tfbind_store.query.labels import Intervals, Truth
@@ -130,6 +131,8 @@ class Ground:
     """Bases of each bin that are A, C, G or T; for negatives of like composition."""
     gc: Integer[np.ndarray, " bins"] | None = None
     """Bases of each bin that are G or C."""
+    listed: Columns | None = None
+    """Loci that were imported as unbound, ``reads.listed_negatives``."""
 
     @cached_property
     def anchor_stratum(self) -> Int16[np.ndarray, " bins"]:
@@ -181,6 +184,7 @@ def make_ground(
     n_strata: int = 3,
     acgt: Integer[np.ndarray, " bins"] | None = None,
     gc: Integer[np.ndarray, " bins"] | None = None,
+    listed: Columns | None = None,
 ) -> Ground:
     """Work out the forbidden stretches of every group.
 
@@ -214,6 +218,7 @@ def make_ground(
         seed=seed,
         acgt=acgt,
         gc=gc,
+        listed=listed,
     )
 
 

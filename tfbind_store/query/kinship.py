@@ -155,10 +155,19 @@ class Kinship:
         sequences = {sha256 for identity in wholly for sha256 in identity.sequences}
         found = same | self._follow(genes, sequences, allow_leaks)
         if kind == "family":
-            clusters = {cluster for factor in same for cluster in self.family_of[factor]}
-            members = {factor for factor, mine in self.family_of.items() if mine & clusters}
+            cluster = self._cluster({s for factor in same for s in self.factors[factor].sequences})
+            members = {f for f, identity in self.factors.items() if not identity.sequences.isdisjoint(cluster)}
             found |= members | self._followed(members, allow_leaks)
         return found
+
+    def _cluster(self, sequences: Collection[str]) -> set[str]:
+        """Return the sequences that chains of paralogs lead to."""
+        reached, new = set(sequences), set(sequences)
+        while new and self.find_paralogs:
+            beside = {sha256 for pair in self.find_paralogs(new) for sha256 in pair[:2]}
+            new = beside - reached
+            reached |= beside
+        return reached
 
     def groups(self, factors: Iterable[str], *, by_family: bool, allow_leaks: Collection[str] = ()) -> dict[str, int]:
         """Return a group number for every factor; kin share one, so that folds keep them together."""

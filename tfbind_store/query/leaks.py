@@ -90,7 +90,12 @@ def find_leaks(
 
 
 def trunk_leaks(
-    held_out: Mapping[str, Sequence[str]], trained_on: Mapping[str, Any] | None, *, name: str = ""
+    held_out: Mapping[str, Sequence[str]],
+    trained_on: Mapping[str, Any] | None,
+    *,
+    name: str = "",
+    kinship: Kinship | None = None,
+    fold: int | None = None,
 ) -> list[Leak]:
     """Return which held-out factors, biotypes and chromosomes a trunk has seen in its own training.
 
@@ -102,17 +107,18 @@ def trunk_leaks(
         The trunk's card, same keys; None where a trunk says nothing, which is a leak that cannot be excluded.
     name
         What the trunk is called.
+    kinship
+        By it a factor counts as seen if one of its genes was, under any name.
     """
     said = f" of {name}" if name else ""
     if trained_on is None:
         return [Leak("trunk", f"unknown: the trunk{said} does not say what it was trained on", [], [], 0)]
     leaks = []
     for key in ("factors", "biotypes", "chromosomes"):
-        mark = _plain_cell if key == "biotypes" else str.upper
-        seen = {mark(str(other)) for other in trained_on.get(key) or ()}
-        both = sorted(other for other in held_out.get(key, ()) if mark(other) in seen)
+        seen = {mark for other in trained_on.get(key) or () for mark in _marks(key, str(other), kinship)}
+        both = sorted(other for other in held_out.get(key, ()) if not seen.isdisjoint(_marks(key, other, kinship)))
         if both:
-            leaks.append(Leak("trunk", f"{key}{said}", both, both, 0))
+            leaks.append(Leak("trunk", f"{key}{said}", both, both, 0, fold))
     return leaks
 
 
@@ -168,7 +174,7 @@ def refuse(leaks: Sequence[Leak], allow: Collection[str], *, where: str) -> None
     if bad:
         others = sorted({leak.kind for leak in bad[1:]})
         more = f"; {len(bad) - 1} more leaks ({', '.join(others)})" if others else ""
-        raise LeakError(_sentence(bad[0]) + more, where=where, fix=_fix(bad[0]))
+        raise LeakError(sentence(bad[0]) + more, where=where, fix=_fix(bad[0]))
 
 
 def windows_read_by_both(
@@ -185,7 +191,8 @@ def windows_read_by_both(
     return shared
 
 
-def _sentence(leak: Leak) -> str:
+def sentence(leak: Leak) -> str:
+    """Return what leaks, as people read it."""
     fold = "" if leak.fold is None else f" in fold {leak.fold}"
     held = ", ".join(leak.held_out[:NAMED]) + (", …" if len(leak.held_out) > NAMED else "")
     if leak.kind == "trunk":
@@ -246,9 +253,14 @@ def _loci(tiling: Tiling, windows: Int64[np.ndarray, " n"]) -> list[str]:
     return [str(tiling.kept(int(window))) for window in windows[:NAMED]]
 
 
-def _plain_cell(biotype: str) -> str:
-    """Return the cell of a biotype, whatever was done to it and however it is spelt."""
-    return cell_name(biotype.partition("_")[0])
+def _marks(key: str, name: str, kinship: Kinship | None) -> set[str]:
+    """Return by what a factor, biotype or chromosome is known again: names, genes, the cell without its treatment."""
+    if key == "biotypes":
+        return {cell_name(name.partition("_")[0])}
+    if key == "chromosomes" or kinship is None:
+        return {name.upper()}
+    gene = kinship.upper.get(name.upper(), name.upper())
+    return {name.upper(), gene, *kinship.factors.get(name, _NOBODY).genes}
 
 
 def _shared(

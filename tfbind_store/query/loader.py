@@ -1,31 +1,38 @@
 """Bring the rows of a selection to a head as numpy batches, read by memory map.
 
 Every row of a split comes exactly once per epoch, in an order that the seed decides (``sampler``); a run that stopped
-goes on at the exact batch. The catalog is read once, when a loader is made; batches touch mapped files only, so a
-loader may be forked, or pickled to another process, where it opens the files again at the first batch.
+goes on at the exact row. The catalog is read once, when a loader is made; batches touch mapped files only, so a loader
+may be forked, or pickled to another process, where it opens the files again at the first batch. What a split needs can
+be read into memory as a whole (`Resident`), and rows may come from either strand where the store has both.
 """
 
 from __future__ import annotations
 
 import logging
+import resource
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Bool, Float16, Int64
 
 from tfbind_store.arrays import ShardedArray, Verify
 from tfbind_store.batch import Batch
 from tfbind_store.errors import CheckpointError, MissingWindow, SelectionError
+from tfbind_store.query import draws
 from tfbind_store.query.labels import as_labels
 from tfbind_store.query.sampler import balanced_rows, batches_of, epoch_order
 from tfbind_store.query.selection import Selection
-from tfbind_store.residues import FactorProteins
+from tfbind_store.query.stretches import distinct
+from tfbind_store.residues import FactorBatch, FactorProteins, Subunits
 from tfbind_store.store import Store
 
 ANNOUNCE_ABOVE = 0.25
 """Announce whole windows to the system ahead of reading if at least this share of their bins is wanted."""
 BATCHES_AHEAD = 2
+PROBE_EVERY = 16
+_BINS_AT_ONCE = 4096
 Balance = Literal["none", "factor", "biotype"]
 _log = logging.getLogger(__name__)
 
@@ -39,10 +46,22 @@ class Arrays(NamedTuple):
 
 
 class Cursor(NamedTuple):
-    """The next batch to be read."""
+    """Where reading stands: rows of the epoch's order that have been given."""
 
     epoch: int
-    batch: int
+    row: int
+
+
+class Resident(NamedTuple):
+    """All bins that some rows need, in memory."""
+
+    bins: Int64[np.ndarray, " n"]
+    """Global bins, ascending."""
+    values: Float16[np.ndarray, "n d"]
+
+    def places(self, first_bin: Int64[np.ndarray, " b"], n_bins: int) -> Int64[np.ndarray, "b n"]:
+        """Return where the bins of rows lie in `values`: the bins of a row lie together."""
+        return np.searchsorted(self.bins, first_bin)[:, None] + np.arange(n_bins)
 
 
 class Loader:
@@ -67,6 +86,11 @@ class Loader:
     balance
         ``factor`` or ``biotype``: each comes equally often (``sampler.balanced_rows``); an epoch then leaves rows out
         and repeats others.
+    reverse
+        The windows' array of the other strand (``strands.other_strand`` finds it): each row of an epoch is read from
+        one of the two, as the seed decides. Both lie in genome order, so labels stay as they are.
+    resident
+        Read all that the split needs into memory at the first batch.
     verify
         ``first-touch`` checks the hash of each window when it is first read; None does as the store does.
 
@@ -92,6 +116,8 @@ class Loader:
         part: int = 0,
         n_parts: int = 1,
         balance: Balance = "none",
+        reverse: str = "",
+        resident: bool = False,
         verify: Verify | None = None,
     ) -> None:
         selection = Selection.open(store, selection) if isinstance(selection, str) else selection
@@ -101,6 +127,7 @@ class Loader:
         self.split, self.arrays = split, arrays
         self.batch_size, self.seed, self.block_windows = batch_size, seed, block_windows
         self.shuffle, self.part, self.n_parts, self.balance = shuffle, part, n_parts, balance
+        self.reverse, self.resident = reverse, resident
         self.n_bins = selection.n_bins
         self.cursor = Cursor(0, 0)
         self._path, self._verify, self._window_bins = store.path, verify or store.verify, store.grid.n_bins
@@ -108,15 +135,24 @@ class Loader:
         self._window = table["window"].astype(np.int64)
         self._first_bin = self._window * store.grid.n_bins + table["bin"]
         self._row = table["row"].astype(np.int64)
-        self._factor = table["factor"].astype(np.int64)
+        self._factors, self._factor = np.unique(table["factor"].astype(np.int64), return_inverse=True)
         self._codes, self._weight = table["label"], table["weight"].astype(np.float32)
         self._contexts, self._context = np.unique(table["context"].astype(np.int64), return_inverse=True)
         self._context_values = np.asarray(store.contexts(arrays.contexts, self._contexts), dtype=np.float32)
         self._store: Store | None = store
-        self._dna: ShardedArray | None = None
+        self._opened_arrays: dict[str, ShardedArray] = {}
+        self._residents: dict[str, Resident] = {}
         self._proteins: FactorProteins | None = None
-        self._require_embedded()
-        self.proteins.get(np.unique(self._factor)[:1])
+        self._subunits: Subunits | None = None
+        self._last_proteins: tuple[bytes, FactorBatch] | None = None
+        for name in self.window_arrays:
+            self._require_embedded(name)
+        self.proteins.get(self._factors[:1])
+
+    @property
+    def window_arrays(self) -> tuple[str, ...]:
+        """The arrays that rows are read from: forward, and reverse where there is one."""
+        return (self.arrays.windows, self.reverse) if self.reverse else (self.arrays.windows,)
 
     @property
     def n_rows(self) -> int:
@@ -131,15 +167,15 @@ class Loader:
     def __iter__(self) -> Iterator[Batch[np.ndarray]]:
         """Yield what is left of the current epoch, then stand at the next one's beginning."""
         epoch = self.cursor.epoch
-        for number, batch in self.epoch(epoch, first_batch=self.cursor.batch):
-            self.cursor = Cursor(epoch, number + 1)
+        for seen, batch in self.epoch(epoch, first_row=self.cursor.row):
+            self.cursor = Cursor(epoch, seen)
             yield batch
         self.cursor = Cursor(epoch + 1, 0)
 
     def epoch(
-        self, epoch: int, *, first_batch: int = 0, share: tuple[int, int] = (0, 1)
+        self, epoch: int, *, first_row: int = 0, share: tuple[int, int] = (0, 1)
     ) -> Iterator[tuple[int, Batch[np.ndarray]]]:
-        """Yield (number of the batch, batch) of one epoch, from batch `first_batch` on.
+        """Yield (rows of the epoch up to the end of the batch, batch) of one epoch, from row `first_row` of it on.
 
         Parameters
         ----------
@@ -147,27 +183,39 @@ class Loader:
             ``(i, n)`` reads row i, i + n, … of each batch: processes that make one step together. Where a batch has
             fewer rows than processes, one of its rows comes again with weight 0.
         """
-        places = list(
-            batches_of(
-                self.order(epoch),
-                batch_size=self.batch_size,
-                first_batch=first_batch,
-                part=self.part,
-                n_parts=self.n_parts,
-            )
+        for seen, rows in self.batches(epoch, first_row=first_row):
+            yield seen, self._read_share(rows, epoch, *share)
+
+    def batches(self, epoch: int, *, first_row: int = 0) -> Iterator[tuple[int, Int64[np.ndarray, " b"]]]:
+        """Yield (rows of the epoch up to the end of the batch, places of its rows); what comes next is announced."""
+        cut = batches_of(
+            self.order(epoch),
+            batch_size=self.batch_size,
+            first_row=first_row,
+            part=self.part,
+            n_parts=self.n_parts,
         )
-        announce = self._wants_announcing()
-        for index, (number, rows) in enumerate(places):
+        places = list(cut)
+        announce = _Announcer(self) if not self.resident else None
+        for index, (seen, rows) in enumerate(places):
             if announce and index % BATCHES_AHEAD == 0:
                 ahead = [rows for _, rows in places[index + BATCHES_AHEAD : index + 2 * BATCHES_AHEAD]]
-                self.dna.will_need(np.unique(self._window[np.concatenate(ahead)]) if ahead else ())
-            yield number, self._read_share(rows, *share)
+                announce(np.concatenate(ahead) if ahead else rows[:0])
+            yield seen, rows
 
-    def _read_share(self, rows: Int64[np.ndarray, " b"], part: int, n_parts: int) -> Batch[np.ndarray]:
+    def announce(self, rows: Int64[np.ndarray, " b"]) -> None:
+        """Tell the system what is read soon: whole windows where much of them is wanted, else the rows' own bins."""
+        for name in self.window_arrays:
+            if self.wants_windows:
+                self.array(name).will_need(np.unique(self._window[rows]))
+            else:
+                self.array(name).will_need_bins(self._first_bin[rows], self.n_bins)
+
+    def _read_share(self, rows: Int64[np.ndarray, " b"], epoch: int, part: int, n_parts: int) -> Batch[np.ndarray]:
         own = rows[part::n_parts]
         if len(own):
-            return self.read(own)
-        batch = self.read(rows[:1])
+            return self.read(own, epoch=epoch)
+        batch = self.read(rows[:1], epoch=epoch)
         return batch._replace(weights=np.zeros_like(batch.weights))
 
     def order(self, epoch: int) -> Int64[np.ndarray, " rows"]:
@@ -181,37 +229,93 @@ class Loader:
             return np.arange(self.n_rows, dtype=np.int64)
         return epoch_order(self._window, block_windows=self.block_windows, seed=self.seed, epoch=epoch)
 
-    def read(self, places: Int64[np.ndarray, " b"]) -> Batch[np.ndarray]:
-        """Read the rows at some places of the split as one batch."""
-        factors, factor_index = np.unique(self._factor[places], return_inverse=True)
-        contexts, context_index = np.unique(self._context[places], return_inverse=True)
-        protein, mask, subunit = self.proteins.get(factors)
+    def read(self, places: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Batch[np.ndarray]:
+        """Read the rows at some places of the split as one batch; `epoch` decides strands where there are two."""
+        return self.around(places)._replace(dna=self._read_dna(places, epoch))
+
+    def around(self, places: Int64[np.ndarray, " b"]) -> Batch[np.ndarray]:
+        """Return all of a batch but its `dna`, which is empty. What it holds of proteins may be lent: do not write."""
+        factors, factor_index = _once(self._factor[places], len(self._factors))
+        contexts, context_index = _once(self._context[places], len(self._contexts))
+        protein, mask, subunit = self._proteins_of(factors)
         return Batch(
-            dna=self.dna.gather_bins(self._first_bin[places], self.n_bins),
+            dna=np.empty((0, self.n_bins, 0), dtype=np.float16),
             protein=protein,
             mask=mask,
             subunit=subunit,
-            factor_index=factor_index.astype(np.int64),
+            factor_index=factor_index,
             context=self._context_values[contexts],
-            context_index=context_index.astype(np.int64),
+            context_index=context_index,
             signal=None,
             labels=as_labels(self._codes[places]),
             weights=self._weight[places],
             rows=self._row[places],
         )
 
+    def strands(self, places: Int64[np.ndarray, " b"], epoch: int) -> Bool[np.ndarray, " b"]:
+        """Return which rows are read from the other strand in an epoch."""
+        if not self.reverse:
+            return np.zeros(len(places), dtype=bool)
+        epochs = np.full(len(places), epoch, dtype=np.int64)
+        return np.asarray(draws.draw(self.seed, "strand", epochs, self._row[places]) & np.uint64(1), dtype=bool)
+
+    def resident_places(self, places: Int64[np.ndarray, " b"], name: str) -> Int64[np.ndarray, "b n"]:
+        """Return where the bins of rows lie in what `in_memory` gives for an array."""
+        return self.in_memory(name).places(self._first_bin[places], self.n_bins)
+
+    def in_memory(self, name: str) -> Resident:
+        """Return all bins that the split needs of an array of windows, read when first asked for."""
+        if name not in self._residents:
+            bins = distinct(*(self._first_bin + offset for offset in range(self.n_bins)))
+            values = np.empty((len(bins), self.array(name).shape[-1]), dtype=np.float16)
+            for begin in range(0, len(bins), _BINS_AT_ONCE):
+                part = slice(begin, begin + _BINS_AT_ONCE)
+                values[part] = self.array(name).gather_bins(bins[part])[:, 0]
+            self._residents[name] = Resident(bins, values)
+        return self._residents[name]
+
+    def _read_dna(self, places: Int64[np.ndarray, " b"], epoch: int) -> Float16[np.ndarray, "b n d"]:
+        is_reverse = self.strands(places, epoch)
+        if not is_reverse.any():
+            return self._read_from(self.arrays.windows, places)
+        dna = np.empty((len(places), self.n_bins, self.dna.shape[-1]), dtype=np.float16)
+        for name, mine in ((self.arrays.windows, ~is_reverse), (self.reverse, is_reverse)):
+            dna[mine] = self._read_from(name, places[mine])
+        return dna
+
+    def _read_from(self, name: str, places: Int64[np.ndarray, " b"]) -> Float16[np.ndarray, "b n d"]:
+        if self.resident:
+            return np.take(self.in_memory(name).values, self.resident_places(places, name), axis=0)
+        return self.array(name).gather_bins(self._first_bin[places], self.n_bins)
+
+    def _proteins_of(self, factors: Int64[np.ndarray, " f"]) -> FactorBatch:
+        """Return the residues of factors; batches of the same factors, one after the other, share them."""
+        key = factors.tobytes()
+        if self._last_proteins is None or self._last_proteins[0] != key:
+            self._last_proteins = (key, self.proteins.get(self._factors[factors]))
+        return self._last_proteins[1]
+
     @property
     def dna(self) -> ShardedArray:
-        """The windows' array, opened when it is first needed in this process."""
-        if self._dna is None:
-            self._dna = self._opened().array(self.arrays.windows)
-        return self._dna
+        """The windows' array."""
+        return self.array(self.arrays.windows)
+
+    def array(self, name: str) -> ShardedArray:
+        """Return an array, opened when it is first needed in this process."""
+        if name not in self._opened_arrays:
+            self._opened_arrays[name] = self._opened().array(name)
+        return self._opened_arrays[name]
 
     @property
     def proteins(self) -> FactorProteins:
         """The factors' residues, opened when they are first needed in this process."""
         if self._proteins is None:
-            self._proteins = FactorProteins(self._opened(), self.arrays.proteins)
+            if self._subunits is None:
+                self._proteins = FactorProteins(self._opened(), self.arrays.proteins)
+                self._subunits = self._proteins.subunits
+            else:  # in another process, which is not to open the catalog
+                array = self._opened().array(self.arrays.proteins)
+                self._proteins = FactorProteins.over(array, self._subunits)
         return self._proteins
 
     def _opened(self) -> Store:
@@ -221,15 +325,17 @@ class Loader:
 
     def state(self) -> dict[str, Any]:
         """Return what `resume` needs, as JSON values."""
-        return {**self._identity(), "epoch": self.cursor.epoch, "batch": self.cursor.batch}
+        return {**self._identity(), "epoch": self.cursor.epoch, "row": self.cursor.row}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on where another loader of the same rows, order and batches stood.
+        """Go on where another loader of the same rows and order stood, at the exact row.
+
+        Batches may be of another size, unless several loaders share the rows.
 
         Raises
         ------
         CheckpointError
-            If the rows, the order or the batches would be others.
+            If the rows or their order would be others.
         """
         for key, mine in self._identity().items():
             if state.get(key) != mine:
@@ -238,38 +344,85 @@ class Loader:
                     where="loader state",
                     fix="resume with the settings of the stopped run, or start a new one",
                 )
-        self.cursor = Cursor(int(state["epoch"]), int(state["batch"]))
+        self.cursor = Cursor(int(state["epoch"]), int(state["row"]))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave mapped files behind when sent to another process."""
-        return {**self.__dict__, "_store": None, "_dna": None, "_proteins": None}
+        empty: dict[str, Any] = {"_opened_arrays": {}, "_residents": {}}
+        return {**self.__dict__, **empty, "_store": None, "_proteins": None, "_last_proteins": None}
 
     def _identity(self) -> dict[str, Any]:
         return {
             "rows_sha256": self._rows_sha256,
             "split": self.split,
-            "batch_size": self.batch_size,
+            "batch_size": self.batch_size if self.n_parts > 1 else None,
             "seed": self.seed,
             "block_windows": self.block_windows,
             "shuffle": self.shuffle,
             "balance": self.balance,
+            "reverse": self.reverse,
             "part": self.part,
             "n_parts": self.n_parts,
         }
 
-    def _wants_announcing(self) -> bool:
+    @cached_property
+    def wants_windows(self) -> bool:
+        """Whether the rows want so much of their windows that these are best read as a whole."""
         bins_of_windows = len(np.unique(self._window)) * self._window_bins
         return self.n_rows * self.n_bins >= ANNOUNCE_ABOVE * bins_of_windows
 
-    def _require_embedded(self) -> None:
+    def _require_embedded(self, name: str) -> None:
+        array = self.array(name)
         last_window = (self._first_bin + self.n_bins - 1) // self._window_bins
-        missing = ~(self.dna.is_ok(self._window) & self.dna.is_ok(last_window))
+        missing = ~(array.is_ok(self._window) & array.is_ok(last_window))
         if missing.any():
             windows = np.unique(np.concatenate([self._window[missing], last_window[missing]]))
-            windows = windows[~self.dna.is_ok(windows)]
+            windows = windows[~array.is_ok(windows)]
             raise MissingWindow(
                 f"{int(missing.sum()):,} of {self.n_rows:,} rows need {len(windows):,} windows that are not embedded "
                 f"(first: {int(windows[0])})",
-                where=self.arrays.windows,
+                where=name,
                 fix=f"embed them: tfbind embed {self._path} windows",
             )
+
+
+class _Announcer:
+    """Announces rows ahead as long as reading meets pages that lie on the disk.
+
+    Announcing pages that are in memory already is lost time. So nothing is announced until a fault is met, and then now
+    and again a batch is left unannounced, to see whether faults are still met.
+    """
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+        self._is_cold, self._was_announced, self._number = False, False, 0
+        self._faults = _major_faults()
+
+    def __call__(self, rows: Int64[np.ndarray, " b"]) -> None:
+        """Announce some rows, or not; what was read since the last call shows whether it is worth it."""
+        faults = _major_faults()
+        if not self._was_announced and self._number:
+            self._is_cold = faults > self._faults
+        self._faults, self._number = faults, self._number + 1
+        self._was_announced = self._is_cold and self._number % PROBE_EVERY != 0
+        if self._was_announced:
+            self.loader.announce(rows)
+
+
+def _major_faults() -> int:
+    """Return how often this thread has waited for a page from the disk."""
+    return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_majflt
+
+
+def _once(numbers: Int64[np.ndarray, " b"], limit: int) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " b"]]:
+    """Return the distinct of some small numbers, ascending, and which of them each one is.
+
+    Examples
+    --------
+    >>> [found.tolist() for found in _once(np.array([4, 1, 4]), 6)]
+    [[1, 4], [1, 0, 1]]
+    """
+    present = np.zeros(limit, dtype=bool)
+    present[numbers] = True
+    number = np.cumsum(present) - 1
+    return np.flatnonzero(present), number[numbers]

@@ -4,6 +4,7 @@
 - *gc*: of those, as many in each class of GC content and of N as the positives of the group have.
 - *scoped*: bins that some experiment of the same biotype binds; what the rule of acceptance leaves is bound by another
   factor.
+- *listed*: bins of loci that were imported as unbound in the experiment, then of those unbound in every one.
 - *shifted*: bins up to ``shift_bp`` from a positive of the group, on either side.
 
 A further kind is a function in `NEGATIVES`. It gives one or several sets of pools: a later set is asked for what the
@@ -20,7 +21,7 @@ import numpy as np
 from jaxtyping import Int16, Int64, Integer
 
 from tfbind_store.query.ground import Ground
-from tfbind_store.query.stretches import distinct
+from tfbind_store.query.stretches import bin_spans, distinct
 
 GC_CLASSES = 50
 """Classes of GC content: 2 % each."""
@@ -119,11 +120,33 @@ def gc_pools(ground: Ground, groups: Groups, wanted: Int64[np.ndarray, " g"]) ->
         yield Pools(group, kind, size, _Lookup(bins, offset[pool]), shares)
 
 
+def listed_pools(ground: Ground, groups: Groups, wanted: Int64[np.ndarray, " g"]) -> Iterator[Pools]:
+    """Propose the middle bins of loci that were imported as unbound: the experiment's own, then those of all."""
+    assert ground.listed is not None, "listed negatives are read where they are asked for"
+    truth, listed = ground.truth, ground.listed
+    middle = (listed["start_bp"].astype(np.int64) + listed["end_bp"]) // 2
+    bins = bin_spans(truth.tiling, listed["chrom_id"], middle, middle + 1).first
+    is_own = np.isin(listed["experiment_id"], truth.experiment_ids)
+    of_all = listed["experiment_id"] < 0
+    place = np.zeros(len(bins), dtype=np.int64)
+    place[is_own] = truth.place(listed["experiment_id"][is_own])
+    for mine, own in ((is_own, truth.place(groups.experiment_id)), (of_all, np.zeros_like(groups.stratum))):
+        stratum = ground.anchor_stratum[bins]
+        keep = mine & (stratum >= 0)
+        number = place[keep] * ground.n_strata + stratum[keep]
+        keys = distinct(number * truth.tiling.n_bins + bins[keep])
+        pool, there = np.divmod(keys, truth.tiling.n_bins)
+        n_pools = len(truth.experiment_ids) * ground.n_strata
+        offset = np.searchsorted(pool, np.arange(n_pools + 1)).astype(np.int64)
+        yield _shared(there, offset, own * ground.n_strata + groups.stratum, wanted)
+
+
 NEGATIVES: dict[str, Callable[[Ground, Groups, Int64[np.ndarray, " g"]], Iterator[Pools]]] = {
     "random": random_pools,
     "scoped": scoped_pools,
     "gc": gc_pools,
     "shifted": shifted_pools,
+    "listed": listed_pools,
 }
 """Kinds by name."""
 

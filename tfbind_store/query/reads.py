@@ -6,6 +6,7 @@ Queries from users go through ``Catalog.untrusted``, not through here.
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int32, Integer, UInt8
@@ -58,6 +59,9 @@ _SUBUNITS = """
 _PROTEINS = """
     SELECT DISTINCT sha256, sequence FROM data.proteins JOIN data.factor_subunits USING (protein_id) ORDER BY sha256
 """
+_LISTED = "SELECT experiment_id, chrom_id, start_bp, end_bp FROM data.listed_negatives ORDER BY ALL"
+_DOMAINS = "SELECT gene, domain FROM data.gene_domains ORDER BY gene"
+_TRUNKS = "SELECT trunk, kind, name FROM data.trunk_training ORDER BY ALL"
 _LOCI = """
     SELECT chrom_id, start_bp, end_bp, split FROM data.loci
     WHERE set_name = $name ORDER BY chrom_id, start_bp, end_bp, split
@@ -168,6 +172,29 @@ def proteins(catalog: Catalog) -> dict[str, str]:
     return {str(sha256): str(sequence) for sha256, sequence in catalog.rows(_PROTEINS)}
 
 
+def listed_negatives(catalog: Catalog) -> Columns:
+    """Return the loci that were imported as unbound; ``experiment_id`` -1 means in every experiment."""
+    return catalog.columns(_LISTED)
+
+
+def domains(catalog: Catalog) -> dict[str, str]:
+    """Return the DNA-binding domain of each gene that an imported table names."""
+    return {str(gene): str(domain) for gene, domain in _later(catalog, "gene_domains", _DOMAINS)}
+
+
+def imported_trunks(catalog: Catalog) -> dict[str, dict[str, list[str]]]:
+    """Return what imported tables say trunks were trained on: names by ``factors`` and ``biotypes``, by trunk."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for trunk, kind, name in _later(catalog, "trunk_training", _TRUNKS):
+        found.setdefault(str(trunk), {}).setdefault(str(kind), []).append(str(name))
+    return found
+
+
+def loci_sets(catalog: Catalog) -> list[str]:
+    """Return the names of all sets of loci."""
+    return [str(name) for (name,) in catalog.rows(_LOCI_SETS)]
+
+
 def loci(catalog: Catalog, name: str) -> Columns:
     """Return the loci of a named set with their splits.
 
@@ -178,7 +205,13 @@ def loci(catalog: Catalog, name: str) -> Columns:
     """
     found = catalog.columns(_LOCI, {"name": name})
     if not found.n:
-        known = [str(row[0]) for row in catalog.rows(_LOCI_SETS)]
+        known = loci_sets(catalog)
         fix = f"known: {', '.join(known)}" if known else "import one: tfbind import loci STORE BED NAME"
         raise SelectionError(f"no set of loci {name!r}", where="split.loci", fix=fix)
     return found
+
+
+def _later(catalog: Catalog, table: str, sql: str) -> list[tuple[Any, ...]]:
+    """Return rows of a table that a catalog may have been made without; it says nothing then."""
+    there = catalog.one("SELECT count(*) FROM information_schema.tables WHERE table_name = ?", [table])
+    return catalog.rows(sql) if there and there[0] else []

@@ -25,7 +25,7 @@ from tfbind_store.query.splits import Parts
 from tfbind_store.query.stretches import distinct
 from tfbind_store.store import Store
 
-KINDS = ("positive", "random", "scoped", "gc", "shifted")
+KINDS = ("positive", "random", "scoped", "gc", "shifted", "listed")
 BALANCE_COLUMNS = {"factor": "factor_id", "biotype": "biotype_id"}
 """What weights can be balanced by."""
 
@@ -48,6 +48,8 @@ class Evidence(NamedTuple):
     empty_windows: Bool[np.ndarray, " windows"]
     gc: Int64[np.ndarray, " bins"] | None = None
     """Bases of each bin that are G or C; read only where negatives of like composition are wanted."""
+    listed: Columns | None = None
+    """Loci that were imported as unbound; read only where negatives of them are wanted."""
 
     def truth(self, rule: LabelRule) -> Truth:
         """Return the labels of all experiments under a rule."""
@@ -118,8 +120,8 @@ class Built(NamedTuple):
     """Rows that were shifted to stay in their chromosome, their place and in windows that are embedded."""
 
 
-def gather(store: Store, catalog: Catalog, *, with_gc: bool = False) -> Evidence:
-    """Read the evidence from one snapshot; the genome's composition only `with_gc`."""
+def gather(store: Store, catalog: Catalog, *, with_gc: bool = False, with_listed: bool = False) -> Evidence:
+    """Read the evidence from one snapshot; the genome's composition and listed negatives only if asked for."""
     experiments = reads.experiments(catalog)
     exclusions = reads.exclusions(catalog)
     nobody = np.full(len(exclusions["chrom_id"]), -1, dtype=np.int64)
@@ -139,6 +141,7 @@ def gather(store: Store, catalog: Catalog, *, with_gc: bool = False) -> Evidence
         scorable=reads.scorable_bins(store.tiling, acgt, exclusions),
         empty_windows=reads.empty_windows(catalog, store.tiling.n_windows),
         gc=reads.gc_per_bin(store) if with_gc else None,
+        listed=reads.listed_negatives(catalog) if with_listed else None,
     )
 
 
@@ -185,6 +188,7 @@ def build(
         chosen=np.isin(truth.experiment_ids, groups.experiment_id),
         acgt=evidence.acgt,
         gc=evidence.gc,
+        listed=evidence.listed,
     )
     experiment, bins, kinds, shortfall = _with_negatives(ground, groups, positives, choices)
     read_value = np.concatenate([positives.read_value, np.zeros(len(bins) - len(positives.bin), np.float32)])

@@ -37,15 +37,28 @@ def epoch_order(
     """
     if block_windows < 1:
         raise ConfigError(f"block_windows is {block_windows}, must be at least 1", where="loader")
-    rows = np.arange(len(windows), dtype=np.int64)
-    distinct, which = np.unique(windows, return_inverse=True)
-    epochs = np.full(max(len(distinct), len(rows)), epoch, dtype=np.int64)
+    distinct, which = _distinct(np.asarray(windows))
+    epochs = np.full(len(windows), epoch, dtype=np.int64)
     window_draw = draws.draw(seed, "window order", epochs[: len(distinct)], distinct.astype(np.int64))
-    rank = np.empty(len(distinct), dtype=np.int64)
-    rank[np.lexsort((distinct, window_draw))] = np.arange(len(distinct))
-    block = (rank // block_windows)[which]
-    row_draw = draws.draw(seed, "row order", epochs[: len(rows)], rows)
-    return np.lexsort((rows, row_draw, block)).astype(np.int64)
+    rank = np.empty(len(distinct), dtype=np.uint64)
+    rank[np.lexsort((distinct, window_draw))] = np.arange(len(distinct), dtype=np.uint64)
+    # one key: the block, then as much of the draw as fits beside it; a stable sort leaves equal ones in row order
+    bits = np.uint64(max(1, int(len(distinct) // block_windows + 1).bit_length()))
+    row_draw = draws.draw(seed, "row order", epochs, np.arange(len(windows), dtype=np.int64))
+    key = ((rank // np.uint64(block_windows))[which] << (np.uint64(64) - bits)) | (row_draw >> bits)
+    return np.argsort(key, kind="stable").astype(np.int64)
+
+
+def _distinct(
+    windows: Integer[np.ndarray, " rows"],
+) -> tuple[Integer[np.ndarray, " k"], Int64[np.ndarray, " rows"]]:
+    """Return each window once, ascending, and which of them each row is of; a selection's rows ascend already."""
+    if (windows[1:] < windows[:-1]).any():
+        found, which = np.unique(windows, return_inverse=True)
+        return found, which.astype(np.int64)
+    begins = np.ones(len(windows), dtype=bool)
+    begins[1:] = windows[1:] != windows[:-1]
+    return windows[begins], np.cumsum(begins) - 1
 
 
 def balanced_rows(groups: Integer[np.ndarray, " rows"], *, seed: int, epoch: int) -> Int64[np.ndarray, " rows"]:
@@ -75,14 +88,17 @@ def balanced_rows(groups: Integer[np.ndarray, " rows"], *, seed: int, epoch: int
 
 
 def batches_of(
-    order: Int64[np.ndarray, " rows"], *, batch_size: int, first_batch: int = 0, part: int = 0, n_parts: int = 1
+    order: Int64[np.ndarray, " rows"], *, batch_size: int, first_row: int = 0, part: int = 0, n_parts: int = 1
 ) -> Iterator[tuple[int, Int64[np.ndarray, " b"]]]:
-    """Cut an order into batches and yield (number of the batch, rows); the last batch may be shorter.
+    """Cut an order into batches and yield (how many rows of the order lie before its end, rows).
+
+    The rows of a batch ascend: which rows meet is what the order decides, and ascending rows are read in one sweep. The
+    last batch may be shorter.
 
     Parameters
     ----------
-    first_batch
-        Number of the batch to begin with: what a resumed run has not seen.
+    first_row
+        Rows of the order that a stopped run has seen; one part alone may go on with batches of another size.
     part, n_parts
         Yield only the batches whose number leaves `part` when divided by `n_parts`: workers share an epoch without
         overlap, and together see every row once.
@@ -91,6 +107,10 @@ def batches_of(
         raise ConfigError(f"batch_size is {batch_size}, must be at least 1", where="loader")
     if not 0 <= part < n_parts:
         raise ConfigError(f"part {part} is not one of {n_parts} parts", where="loader")
-    n_batches = -(-len(order) // batch_size)
-    for number in range(first_batch + (part - first_batch) % n_parts, n_batches, n_parts):
-        yield number, order[number * batch_size : (number + 1) * batch_size]
+    base = first_row if n_parts == 1 else 0
+    n_seen = -(-first_row // batch_size) if n_parts > 1 else 0
+    n_batches = -(-(len(order) - base) // batch_size)
+    for number in range(n_seen + (part - n_seen) % n_parts, n_batches, n_parts):
+        begin = base + number * batch_size
+        end = min(begin + batch_size, len(order))
+        yield end, np.sort(order[begin:end])

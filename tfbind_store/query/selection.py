@@ -30,11 +30,12 @@ from tfbind_store.catalog import Catalog
 from tfbind_store.columns import Columns
 from tfbind_store.errors import ConfigError, SelectionError, SqlError
 from tfbind_store.names import near_miss, path_safe_name
-from tfbind_store.query import describe, leaks, negatives, places, reads, rowfile, rows, splits
+from tfbind_store.query import describe, leaks, negatives, places, reads, row_leaks, rowfile, rows, splits, trunks
 from tfbind_store.query.declared import declared_signals
 from tfbind_store.query.folds import NO_FOLD
 from tfbind_store.query.kinship import Kinship, identities
 from tfbind_store.query.labels import LabelRule
+from tfbind_store.query.similarity import ParalogFinder
 from tfbind_store.query.splits import SplitConfig
 from tfbind_store.query.stretches import bin_spans
 from tfbind_store.store import Store
@@ -151,9 +152,12 @@ def make_selection(
             fix="ask for fewer: --bins",
         )
     with store.reader() as catalog:
-        evidence = rows.gather(store, catalog, with_gc=any(rule.kind == "gc" for rule in choices.negatives))
+        kinds = {rule.kind for rule in choices.negatives}
+        evidence = rows.gather(store, catalog, with_gc="gc" in kinds, with_listed="listed" in kinds)
         chosen = choose(catalog, evidence, config)
-        kinship = load_kinship(catalog, config.split.identity)
+        kinship = load_kinship(store, catalog, config.split.identity)
+        known_trunks = trunks.read_trunks(store, catalog)
+        own = trunks.trunk_named(known_trunks, config.split.trunk) if config.split.trunk else None
         parts = splits.resolve(
             config.split,
             tiling=store.tiling,
@@ -161,32 +165,42 @@ def make_selection(
             experiments=chosen.experiments,
             kinship=kinship,
             seed=config.seed,
-            loci=reads.loci(catalog, config.split.loci) if config.split.loci else None,
+            loci=reads.loci(catalog, config.split.loci) if config.split.loci else own and own.loci,
+            trunk=own and own.trained_on,
             allow_leaks=config.allow_leaks,
         )
         parts = _for_all(parts, evidence.experiments, chosen.experiments)
         built = rows.build(evidence, chosen.anchors, chosen.unbound, parts, choices)
+        built = row_leaks.without_overlap(evidence, built) if config.split.overlap == "drop" else built
         _require_rows(built, name)
-        found = find_row_leaks(evidence, built.rows, parts.n_folds, kinship)
+        found = row_leaks.find_row_leaks(store, evidence, built.rows, parts.n_folds, kinship, known_trunks)
         leaks.refuse(found, config.allow_leaks, where=f"selection {name}")
         biotypes = chosen.experiments["biotype"].tolist()
+        notes = [*chosen.notes, *trunks.silent_notes(known_trunks)]
         info = {
             **_origin(store, catalog, name, config, chosen.sql),
             **describe.describe(
-                evidence, built, parts, found, chosen.dropped, chosen.notes, chosen.experiments["experiment_id"]
+                evidence, built, parts, found, chosen.dropped, notes, chosen.experiments["experiment_id"]
             ),
             "signals": declared_signals(store, catalog, config.signals, biotypes, where=f"selection {name}"),
         }
         _write(catalog, folder, evidence, built.rows, info)
+    for leak in found:
+        _log.warning("selection %s: allowed: %s", name, leaks.sentence(leak))
     for cause, lost in info["dropped"].items():
         _log.info("selection %s: %d positives left out: %s", name, lost, cause)
     return SelectionReport(name, folder, info["rows"], info)
 
 
-def load_kinship(catalog: Catalog, identity: float) -> Kinship:
+def load_kinship(store: Store, catalog: Catalog, identity: float) -> Kinship:
     """Read who is kin to whom; paralogs are looked for when somebody asks."""
     synonyms = reads.synonyms(catalog)
-    return Kinship(factors=identities(reads.subunits(catalog), synonyms), synonyms=synonyms)
+    return Kinship(
+        factors=identities(reads.subunits(catalog), synonyms),
+        synonyms=synonyms,
+        domains=reads.domains(catalog),
+        find_paralogs=ParalogFinder(reads.proteins(catalog), least=identity, cache=store.cache_dir()),
+    )
 
 
 def _origin(store: Store, catalog: Catalog, name: str, config: SelectionConfig, sql: str) -> dict[str, Any]:
@@ -259,37 +273,6 @@ def _chosen_peaks(catalog: Catalog, evidence: rows.Evidence, condition: str, par
     address *= n_bins
     address += peaks["bin"]
     return rows.Anchors(peaks["experiment_id"].astype(np.int64), address, peaks["score"].astype(np.float32))
-
-
-def find_row_leaks(evidence: rows.Evidence, table: rows.RowTable, n_folds: int, kinship: Kinship) -> list[leaks.Leak]:
-    """Compare the names in training rows with those in rows of unseen factors and biotypes, in every fold too."""
-    views = [(None, table), *((fold, describe.opened(table, fold)) for fold in range(n_folds))]
-    return [leak for fold, view in views for leak in _leaks_of(evidence, view, kinship, fold)]
-
-
-def _leaks_of(evidence: rows.Evidence, table: rows.RowTable, kinship: Kinship, fold: int | None) -> list[leaks.Leak]:
-    experiments = evidence.experiments
-
-    def names(column: str, mask: np.ndarray) -> dict[str, int]:
-        count = np.bincount(table.experiment[mask], minlength=experiments.n)
-        total: dict[str, int] = {}
-        for place in np.flatnonzero(count).tolist():
-            name = str(experiments[column][place])
-            total[name] = total.get(name, 0) + int(count[place])
-        return total
-
-    training = table.split == splits.TRAIN
-    unseen = {kind: np.array([f"unseen_{kind}" in name for name in splits.HOLDOUTS]) for kind in ("factor", "biotype")}
-    bases = dict(zip(experiments["biotype"].tolist(), experiments["base_biotype"].tolist(), strict=True))
-    return leaks.find_leaks(
-        leaks.Side(names("factor", training), names("biotype", training)),
-        leaks.Side(
-            names("factor", unseen["factor"][table.holdout]), names("biotype", unseen["biotype"][table.holdout])
-        ),
-        kinship=kinship,
-        base_biotypes=bases,
-        fold=fold,
-    )
 
 
 class Selection:
