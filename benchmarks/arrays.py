@@ -25,16 +25,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tfbind_store.arrays import ShardedArray
-from tfbind_store.bin_reader import BinReader
+from tfbind_store.arrays.on_reading import FIELD, Reading
+from tfbind_store.arrays.sharded import ShardedArray
+from tfbind_store.arrays.transforms import Pointwise, pack
+from tfbind_store.feeding.bins import BinReader
 from tfbind_store.loci import Grid, Tiling
-from tfbind_store.on_reading import FIELD, Reading
 from tfbind_store.precompute.embedder import Codes, TrunkGeometry, WindowEmbedding
 from tfbind_store.precompute.project import ProjectConfig, project_array
 from tfbind_store.precompute.run import embed_windows
 from tfbind_store.spec import EmbeddingSpec
-from tfbind_store.store import Store
-from tfbind_store.transforms import Pointwise, pack
+from tfbind_store.store.folder import Store
 
 CAUSES = 100
 FULL = "embeddings/full"

@@ -28,13 +28,13 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from tfbind_store.metrics import score_binary
+from tfbind_store.metrics.ranking import score_binary
 
 SHARE = 0.003
 MANY = """
 import resource, sys, time
 import numpy as np
-from tfbind_store.metrics import score_binary
+from tfbind_store.metrics.ranking import score_binary
 rng, n = np.random.default_rng(0), int(sys.argv[1])
 scores, labels = rng.standard_normal(n, dtype=np.float32), np.empty(n, dtype=np.float32)
 for at in range(0, n, 1_000_000):
@@ -73,9 +73,9 @@ def whole_store(run: Path, motifs: Path | None, threads: int) -> dict[str, Any]:
     """Evaluate a copy of a run on every chromosome and write its page."""
     import torch
 
-    from tfbind_store.evaluate import EvaluateConfig, evaluate_run
-    from tfbind_store.report import write_report
-    from tfbind_store.store import Store
+    from tfbind_store.evaluation.evaluate import EvaluateConfig, evaluate_run
+    from tfbind_store.reporting.report import write_report
+    from tfbind_store.store.folder import Store
 
     torch.set_num_threads(threads)
     store = Store.open(run.resolve().parent.parent)

@@ -25,15 +25,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tfbind_store.batch import Batch
-from tfbind_store.feed import Experiments, choose_arrays
+from tfbind_store.feeding.feed import Experiments, choose_arrays
 from tfbind_store.heads import Geometry, load_checkpoint, make_head
-from tfbind_store.metrics import score_binary
+from tfbind_store.metrics.ranking import score_binary
 from tfbind_store.query.selection import INFO_FILE, Selection, SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
-from tfbind_store.scoring import score_bins
-from tfbind_store.store import Store
-from tfbind_store.train import TrainConfig, TrainResult, train_head
-from tfbind_store.train_material import Material, gather_material, labels_of
+from tfbind_store.scoring.bins import score_bins
+from tfbind_store.store.folder import Store
+from tfbind_store.training.material import Material, gather_material, labels_of
+from tfbind_store.training.train import TrainConfig, TrainResult, train_head
 
 RATES = (1e-3, 3e-3, 3e-4)
 FULL = Geometry(dna_dim=3072, protein_dim=1280, context_dim=768)

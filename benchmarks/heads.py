@@ -32,10 +32,10 @@ import torch.nn.functional as F  # noqa: N812
 from heads_store import SELECTION, invented_store
 
 from tfbind_store.adapter_model import AdapterModel
-from tfbind_store.feed import PairSource, choose_arrays
+from tfbind_store.feeding.feed import PairSource, choose_arrays
 from tfbind_store.heads import Geometry, Head, make_head
 from tfbind_store.learning.optimiser import adamw, trainable
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 SMALL = {"dna_dim": 384, "n_bins": 128, "protein_dim": 512, "residues": 128, "context_dim": 256}
 FULL = {"dna_dim": 3072, "n_bins": 896, "protein_dim": 1280, "residues": 512, "context_dim": 768}
@@ -50,8 +50,8 @@ STEPS_A_TURN = {"small": 8, "small, factors repeat": 4, "full": 1}
 MEMORY_CHILD = """
 import json, sys, threading, time
 from pathlib import Path
-from tfbind_store.store import Store
-from tfbind_store.train import TrainConfig, train_head
+from tfbind_store.store.folder import Store
+from tfbind_store.training.train import TrainConfig, train_head
 def status():
     lines = Path("/proc/self/status").read_text().splitlines()
     return {line.split(":")[0]: int(line.split()[1]) / 1024**2 for line in lines if line.endswith(" kB")}

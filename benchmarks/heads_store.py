@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from tfbind_store.arrays import WindowState, publish_shard
+from tfbind_store.arrays.sharded import WindowState, publish_shard
 from tfbind_store.durable import FileSystem
 from tfbind_store.genome import ChromosomeInfo, GenomeImport
-from tfbind_store.identity import meta_bytes, new_meta
 from tfbind_store.ingest import import_peaks, import_proteins
 from tfbind_store.loci import Grid
 from tfbind_store.precompute.embedder import SequenceEmbedding, TextEmbedding
@@ -19,8 +18,9 @@ from tfbind_store.precompute.rows import embed_contexts, embed_factors
 from tfbind_store.query.selection import SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
 from tfbind_store.spec import EmbeddingSpec
-from tfbind_store.stock import fill_genome
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
+from tfbind_store.store.identity import meta_bytes, new_meta
+from tfbind_store.store.stock import fill_genome
 
 BIN_BP, SHARD_WINDOWS = 128, 8
 SELECTION = "all"

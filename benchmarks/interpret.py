@@ -22,7 +22,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from tfbind_store.live_bins import live_bins
+from tfbind_store.interpretation.live_bins import live_bins
 from tfbind_store.loci import Grid, Locus, Tiling
 from tfbind_store.precompute.enformer import EnformerEmbedder, crop_bins, one_hot, random_trunk
 

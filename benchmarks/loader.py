@@ -39,7 +39,7 @@ from tfbind_store.query.loader import Arrays, Loader
 from tfbind_store.query.sampler import epoch_order
 from tfbind_store.query.selection import SelectionConfig, make_selection
 from tfbind_store.spec import EmbeddingSpec
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 ARRAYS = Arrays("embeddings/windows", "proteins/composition", "contexts/hashed")
 N_FACTORS = 12

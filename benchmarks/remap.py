@@ -39,7 +39,7 @@ from typing import TYPE_CHECKING, Any
 import remap_files
 
 if TYPE_CHECKING:
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
 REMAP_ROWS = 182_000_000
 N_SUBSET = 10
@@ -120,7 +120,7 @@ def make(folder: Path, rows: int) -> Result:
 
     import tfbind_store
     from tfbind_store.ingest import import_proteins
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     rng = np.random.default_rng(0)
     factors = remap_files.factor_names(rng)
@@ -149,7 +149,7 @@ def _link_genome(source: str, target: str) -> None:
 def import_once(folder: Path, rows: int) -> Result:
     """Import the peaks."""
     from tfbind_store.ingest import import_peaks
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     store = Store.open(_store(folder, rows))
     report, seconds = _timed(lambda: import_peaks(store, _bed(folder, rows)))
@@ -160,7 +160,7 @@ def import_once(folder: Path, rows: int) -> Result:
 def import_again(folder: Path, rows: int) -> Result:
     """Import the same file once more: nothing may change."""
     from tfbind_store.ingest import import_peaks
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     store = Store.open(_store(folder, rows))
     before = store.snapshot
@@ -201,7 +201,7 @@ def load_with_duckdb(folder: Path, rows: int) -> Result:
 
 def take_subset(folder: Path, rows: int) -> Result:
     """Take all peaks of 10 experiments, for five sets of ten; the first set also with awk."""
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     store, sets = Store.open(_store(folder, rows)), _experiments(folder, rows)
     query = """SELECT chrom, start, "end", experiment, score FROM peaks WHERE experiment IN (SELECT unnest($names))"""
@@ -228,7 +228,7 @@ def select_million(folder: Path, rows: int) -> Result:
     """Select one million positives and three million negatives, a family held out."""
     from tfbind_store.query.selection import SelectionConfig, make_selection
     from tfbind_store.query.splits import SplitConfig
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     store = Store.open(_store(folder, rows))
     config = SelectionConfig(
@@ -258,7 +258,7 @@ def referee(folder: Path, rows: int) -> Result:
     """Have bedtools look for own peaks within the margin of every negative; both files are sorted before it starts."""
     import duckdb
 
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     store = Store.open(_store(folder, rows))
     grid, snapshot = store.grid, store.snapshots.newest()
@@ -344,7 +344,7 @@ def _experiments(folder: Path, rows: int) -> list[list[str]]:
     """Return five sets of ten experiments with peaks, by seed."""
     import numpy as np
 
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     with Store.open(_store(folder, rows)).reader() as catalog:
         names = [

@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from tfbind_store.arrays import ShardedArray, WindowState, create_array, publish_shard
-from tfbind_store.layouts import ArrayLayout, read_layout
+from tfbind_store.arrays.layouts import ArrayLayout, read_layout
+from tfbind_store.arrays.sharded import ShardedArray, WindowState, create_array, publish_shard
+from tfbind_store.keeping.verify import verify_shard
 from tfbind_store.precompute.shard_writer import Computed, ShardWriter
 from tfbind_store.spec import EmbeddingSpec
-from tfbind_store.verify import verify_shard
 
 MANY_SHARDS = 844
 WINDOWS_PER_SHARD = 32

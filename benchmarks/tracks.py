@@ -33,7 +33,7 @@ import pyBigWig
 
 from tfbind_store.loci import Grid, Tiling
 from tfbind_store.names import chromosome_aliases
-from tfbind_store.tracks import Binning, bin_bigwig
+from tfbind_store.tracks.binning import Binning, bin_bigwig
 
 LOCUS_BP = 131_072
 BIN_BP = 128
@@ -43,9 +43,9 @@ HG38_MB = (
 CHILD = """
 import json, sys, time
 from pathlib import Path
-from tfbind_store.asked_pairs import Asked
-from tfbind_store.predict import PredictConfig, predict
-from tfbind_store.store import Store
+from tfbind_store.prediction.asked_pairs import Asked
+from tfbind_store.prediction.predict import PredictConfig, predict
+from tfbind_store.store.folder import Store
 store, run, factors, chroms, out, raw = json.loads(sys.argv[1])
 wall, cpu = time.perf_counter(), time.process_time()
 asked = Asked(factors=tuple(factors))
@@ -121,7 +121,7 @@ def child(
 
 def many_factors(store: Path, run: str, n_factors: int, folder: Path) -> dict[str, Any]:
     """Predict a store's genome for many factors; the second time, so that the calibration is there."""
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     with Store.open(store).reader() as catalog:
         sql = "SELECT factor FROM factors WHERE has_protein ORDER BY factor LIMIT ?"
@@ -134,17 +134,17 @@ def large_store(folder: Path) -> Path:
     """Make a store of hg38's size: a genome of nothing but A that takes no room, small embeddings, a linear head."""
     import torch
 
-    from tfbind_store.arrays import WindowState, publish_shard
+    from tfbind_store.arrays.sharded import WindowState, publish_shard
     from tfbind_store.genome import ChromosomeInfo, GenomeImport
     from tfbind_store.heads import Geometry, header_for, make_head, save_checkpoint
-    from tfbind_store.identity import meta_bytes, new_meta
     from tfbind_store.ingest import import_peaks, import_proteins
     from tfbind_store.precompute.composition import CompositionEmbedder
     from tfbind_store.precompute.embedder import make_text_embedder
     from tfbind_store.precompute.rows import embed_contexts, embed_factors
     from tfbind_store.spec import EmbeddingSpec
-    from tfbind_store.stock import fill_genome
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
+    from tfbind_store.store.identity import meta_bytes, new_meta
+    from tfbind_store.store.stock import fill_genome
 
     path, dim = folder / "large.store", 8
     (path / "genome").mkdir(parents=True)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tfbind_store import Store
-from tfbind_store.catalog import Catalog
+from tfbind_store.catalog.database import Catalog
 
 NAMED = ("RAP1", "REB1", "MCM1", "HSF1", "ABF1", "CBF1")
 

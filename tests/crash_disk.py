@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tfbind_store.arrays import ShardedArray, create_array
+from tfbind_store.arrays.layouts import ArrayLayout, read_layout
+from tfbind_store.arrays.receipts import WindowState
+from tfbind_store.arrays.sharded import ShardedArray, create_array
 from tfbind_store.durable import FileSystem
-from tfbind_store.layouts import ArrayLayout, read_layout
-from tfbind_store.receipts import WindowState
 from tfbind_store.spec import EmbeddingSpec
 
 OK, ALL_N, FAILED, NOT_ASKED = WindowState.ok, WindowState.all_n, WindowState.failed, WindowState.not_asked

@@ -12,10 +12,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.crash_disk import NAME, Killing, all_ok, open_small, rows_of
-from tfbind_store.arrays import publish_shard
-from tfbind_store.commit import claim_shard
+from tfbind_store.arrays.commit import claim_shard
+from tfbind_store.arrays.layouts import read_layout
+from tfbind_store.arrays.sharded import publish_shard
 from tfbind_store.durable import FileSystem
-from tfbind_store.layouts import read_layout
 
 
 def main(folder: str, seed: str, call: str = "") -> None:

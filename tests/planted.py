@@ -24,7 +24,7 @@ from tfbind_store.precompute.run import embed_windows
 from tfbind_store.query.selection import SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
 from tfbind_store.spec import EmbeddingSpec
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 MOTIFS = {"WE": "TGACGTCAAG", "OL": "CCGATTAGCC", "OG": "GGAATTTCCG"}
 FACTORS = ["WEA", "WEB", "WEC", "OLA", "OLB", "OLC", "OGA", "OGB"]

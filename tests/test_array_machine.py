@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from tests.crash_disk import NOT_ASKED, OK, Failing, open_small, rows_of, small_array
-from tfbind_store.arrays import publish_shard
+from tfbind_store.arrays.receipts import receipt_path
+from tfbind_store.arrays.sharded import publish_shard
 from tfbind_store.errors import DamagedShard, MissingWindow, StoreError
-from tfbind_store.receipts import receipt_path
-from tfbind_store.repair import repair_shard
-from tfbind_store.verify import damaged_shards, verify_shard
+from tfbind_store.keeping.repair import repair_shard
+from tfbind_store.keeping.verify import damaged_shards, verify_shard
 
 N_ROWS, SHARDS = 20, (0, 1, 2)
 shard_ids = st.sampled_from(SHARDS)

@@ -11,8 +11,8 @@ from tfbind_store.precompute.run import embed_windows
 from tfbind_store.precompute.toy import ToyEmbedder
 from tfbind_store.query.selection import Selection, SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
-from tfbind_store.store import Store
-from tfbind_store.train import TrainConfig, train_head
+from tfbind_store.store.folder import Store
+from tfbind_store.training.train import TrainConfig, train_head
 
 
 class Interrupting(ToyEmbedder):

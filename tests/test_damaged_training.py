@@ -9,9 +9,9 @@ import pytest
 
 from tests.planted import planted  # noqa: F401
 from tfbind_store.errors import DamagedShard
-from tfbind_store.evaluate import EvaluateConfig, evaluate_run
-from tfbind_store.store import Store
-from tfbind_store.train import TrainConfig, train_head
+from tfbind_store.evaluation.evaluate import EvaluateConfig, evaluate_run
+from tfbind_store.store.folder import Store
+from tfbind_store.training.train import TrainConfig, train_head
 
 QUICK = {"steps": 3, "validate_every": 3, "device": "cpu"}
 

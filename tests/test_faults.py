@@ -15,17 +15,17 @@ import pytest
 
 from tests.crash_disk import small_array
 from tests.precompute.small import N_WINDOWS, Watched, make_store
-from tfbind_store.arrays import ShardedArray, WindowState, create_array, publish_shard
+from tfbind_store.arrays.layouts import read_layout
+from tfbind_store.arrays.sharded import ShardedArray, WindowState, create_array, publish_shard
 from tfbind_store.errors import DamagedShard, NoSpace, StoreError, StoreReadOnly
 from tfbind_store.ingest import import_loci
-from tfbind_store.layouts import read_layout
+from tfbind_store.keeping.verify import verify_shard, verify_store
 from tfbind_store.precompute import run as run_module
 from tfbind_store.precompute import upkeep
 from tfbind_store.precompute.embedder import WindowEmbedding
 from tfbind_store.precompute.run import embed_windows
 from tfbind_store.spec import EmbeddingSpec
-from tfbind_store.store import Store
-from tfbind_store.verify import verify_shard, verify_store
+from tfbind_store.store.folder import Store
 
 NAME = "embeddings/windows"
 DIM = 4096

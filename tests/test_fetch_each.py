@@ -15,7 +15,7 @@ from tfbind_store.errors import ConfigError, FetchError
 from tfbind_store.fetch import Source, fetch, read_records, read_sources
 from tfbind_store.ingest import import_experiments, import_peaks
 from tfbind_store.loci import Grid
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 NAMES = ["GSE1", "GSE2", "ENCSR/3"]
 

@@ -5,7 +5,7 @@ import torch
 
 from tests.planted import planted  # noqa: F401
 from tfbind_store.heads import HEADS
-from tfbind_store.train import TrainConfig, train_head
+from tfbind_store.training.train import TrainConfig, train_head
 
 SMALL = {
     "adapter": {"width": 16, "filip_heads": 4, "filip_dim": 4, "tower_dim": 8, "n_queries": 3},

@@ -30,7 +30,7 @@ from tfbind_store.ingest import (
     import_proteins,
 )
 from tfbind_store.loci import Grid
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 # windows of 32 kept bp in 4 bins of 8: chr1 has windows 0-2, chr2 3-4, chr3 5; bases 8-15 and 18 of chr2 are N
 GRID = Grid(window_bp=64, n_bins=4, bin_bp=8)

@@ -15,7 +15,7 @@ from tfbind_store.errors import PeakFileError
 from tfbind_store.ingest import import_peaks
 from tfbind_store.ingest import rows as reading
 from tfbind_store.loci import Grid
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 GRID = Grid(window_bp=64, n_bins=4, bin_bp=8)
 NAMES = ("GSE1.SOX2.H1", "GSE2.CTCF.K-562_dox", "GSE3.ESR1.MCF-7")
@@ -25,7 +25,7 @@ KILLED = """
 import os, signal, sys
 from tfbind_store import textfiles
 from tfbind_store.ingest import import_peaks, peaks, rows
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 left = [int(sys.argv[4])]
 module, name = (rows, "_place_block") if sys.argv[3] == "reading" else (peaks._Importer, "_label")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.test_tracks import write_bigwig
+from tests.tracks.test_binning import write_bigwig
 from tfbind_store.errors import InputFileError, SpecError, StrictError
 from tfbind_store.ingest import (
     import_blacklist,
@@ -22,9 +22,9 @@ from tfbind_store.ingest import (
 from tfbind_store.ingest import sources as sources_module
 from tfbind_store.ingest import tracks as tracks_module
 from tfbind_store.ingest.rebuilding import rebuild_catalog
+from tfbind_store.keeping.verify import verify_store
 from tfbind_store.loci import Grid
-from tfbind_store.store import Store
-from tfbind_store.verify import verify_store
+from tfbind_store.store.folder import Store
 
 GRID = Grid(window_bp=64, n_bins=4, bin_bp=8)
 LENGTHS = {"I": 77, "II": 32}

@@ -14,18 +14,18 @@ import torch
 
 from tests.planted import FACTORS, LETTERS, MOTIFS, planted_protein
 from tests.query.world import World
-from tfbind_store.asked_pairs import Asked
-from tfbind_store.interpret import InterpretConfig, open_explainer
+from tfbind_store.interpretation.interpret import InterpretConfig, open_explainer
 from tfbind_store.loci import Grid, Locus
 from tfbind_store.precompute.composition import CompositionEmbedder
 from tfbind_store.precompute.embedder import make_text_embedder, make_window_embedder
 from tfbind_store.precompute.rows import embed_contexts, embed_factors
 from tfbind_store.precompute.run import embed_windows
-from tfbind_store.pretrain import PretrainConfig, TrunkConfig, pretrain_trunk
+from tfbind_store.prediction.asked_pairs import Asked
+from tfbind_store.pretraining.pretrain import PretrainConfig, TrunkConfig, pretrain_trunk
 from tfbind_store.query.selection import SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
-from tfbind_store.store import Store
-from tfbind_store.train import TrainConfig, train_head
+from tfbind_store.store.folder import Store
+from tfbind_store.training.train import TrainConfig, train_head
 
 pytestmark = pytest.mark.slow
 CHROMS = {"chr1": 200_000, "chr2": 200_000, "chr3": 40_000, "chr4": 60_000}

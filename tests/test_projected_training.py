@@ -12,17 +12,17 @@ from click.testing import CliRunner
 from tests.planted import BIN_BP, make_planted
 from tfbind_store.cli import main
 from tfbind_store.errors import ConfigError, StoreMissing
-from tfbind_store.evaluate import EvaluateConfig, evaluate_run
-from tfbind_store.feed import choose_arrays
+from tfbind_store.evaluation.evaluate import EvaluateConfig, evaluate_run
+from tfbind_store.feeding.feed import choose_arrays
+from tfbind_store.finetuning.live_model import require_trunk_of
 from tfbind_store.heads import read_header
-from tfbind_store.live_model import require_trunk_of
 from tfbind_store.precompute.embedder import make_window_embedder
 from tfbind_store.precompute.enformer import random_trunk
 from tfbind_store.precompute.project import ProjectConfig, project_array
 from tfbind_store.precompute.run import embed_windows
 from tfbind_store.query.loader import Arrays, Loader
-from tfbind_store.scoring import load_run
-from tfbind_store.train import TrainConfig, train_head
+from tfbind_store.scoring.bins import load_run
+from tfbind_store.training.train import TrainConfig, train_head
 
 OPTIONS = {"width": 16, "filip_heads": 4, "filip_dim": 4, "tower_dim": 8, "n_queries": 3}
 QUICK = {"options": OPTIONS, "bins_per_step": 128, "pairs_per_step": 6, "device": "cpu", "lr": 3e-3, "batch_rows": 32}

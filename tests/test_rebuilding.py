@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from tests.precompute.small import make_store
-from tfbind_store.arrays import publish_shard
+from tfbind_store.arrays.receipts import Receipt, WindowState, receipt_path
+from tfbind_store.arrays.sharded import publish_shard
 from tfbind_store.errors import CatalogError
 from tfbind_store.ingest import (
     import_biotypes,
@@ -27,9 +28,8 @@ from tfbind_store.ingest.rebuilding import rebuild_catalog
 from tfbind_store.precompute.composition import CompositionEmbedder
 from tfbind_store.precompute.run import embed_factors, embed_windows
 from tfbind_store.precompute.toy import ToyEmbedder
-from tfbind_store.receipts import Receipt, WindowState, receipt_path
-from tfbind_store.stock import IMPORTS_KEY
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
+from tfbind_store.store.stock import IMPORTS_KEY
 
 
 def fingerprint(store) -> dict[str, tuple]:
@@ -176,7 +176,7 @@ def test_40_kills_during_an_import_leave_all_or_nothing(folder, tmp_path):
     shutil.copytree(store.path, tmp_path / "clean")
     rows = "".join(f"a\t{p % 4000}\t{p % 4000 + 20}\tE2.RAP1.Y\t5\n" for p in range(40_000))
     (tmp_path / "big.bed").write_text(rows)
-    script = "import sys; from tfbind_store.store import Store; from tfbind_store.ingest import import_peaks;"
+    script = "import sys; from tfbind_store.store.folder import Store; from tfbind_store.ingest import import_peaks;"
     script += "print('.', flush=True); import_peaks(Store.open(sys.argv[1]), sys.argv[2])"
     for _ in range(40):
         with subprocess.Popen(

@@ -10,7 +10,7 @@ import pytest
 
 from tests import browser
 from tests.browser import Browser
-from tests.test_report import make_run, page
+from tests.reporting.test_report import make_run, page
 
 pytestmark = pytest.mark.skipif(browser.find() is None, reason="no chromium on this machine")
 

@@ -17,23 +17,23 @@ if TYPE_CHECKING:
     from tfbind_store.loci import Locus as Locus
     from tfbind_store.loci import Tiling as Tiling
     from tfbind_store.spec import EmbeddingSpec as EmbeddingSpec
-    from tfbind_store.store import Store as Store
-    from tfbind_store.track_trainer import BigWigTrainer as BigWigTrainer
-    from tfbind_store.trainers import Trainer as Trainer
+    from tfbind_store.store.folder import Store as Store
+    from tfbind_store.trainers.peaks import Trainer as Trainer
+    from tfbind_store.trainers.tracks import BigWigTrainer as BigWigTrainer
 
 __version__ = "0.1.0"
 
 _PLACES = {
     "AdapterModel": "adapter_model",
     "Batch": "batch",
-    "BigWigTrainer": "track_trainer",
+    "BigWigTrainer": "trainers.tracks",
     "EmbeddingSpec": "spec",
     "Grid": "loci",
     "Locus": "loci",
-    "Store": "store",
+    "Store": "store.folder",
     "TfbindError": "errors",
     "Tiling": "loci",
-    "Trainer": "trainers",
+    "Trainer": "trainers.peaks",
 }
 """Public names and the modules that hold them."""
 

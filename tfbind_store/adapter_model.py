@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from tfbind_store.errors import ConfigError
-from tfbind_store.finetune_modes import free_layernorms, set_running, set_trunk_mode
+from tfbind_store.finetuning.modes import free_layernorms, set_running, set_trunk_mode
 from tfbind_store.heads.base import Geometry, Intermediates
 from tfbind_store.heads.filip import FilipConfig, FilipHead
 from tfbind_store.heads.joint import Joint
@@ -40,7 +40,7 @@ from tfbind_store.model_inputs import (
     require_sound,
 )
 from tfbind_store.precompute.embedder import SequenceEmbedder, TextEmbedder
-from tfbind_store.trunk_forward import live_features
+from tfbind_store.pretraining.forward import live_features
 
 
 class Losses(NamedTuple):

@@ -132,7 +132,7 @@ class EmbeddingSpec:
             first = differences[0]
             more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
             raise SpecError(
-                f'stored with {first.field} = {first.stored!r}, this run asks for {first.asked!r}{more}',
+                f"stored with {first.field} = {first.stored!r}, this run asks for {first.asked!r}{more}",
                 where=where,
                 fix=fix,
             )

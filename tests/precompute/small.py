@@ -13,7 +13,7 @@ import numpy as np
 from tfbind_store.loci import Grid
 from tfbind_store.precompute.embedder import WindowEmbedding
 from tfbind_store.precompute.toy import ToyEmbedder
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 GRID = Grid(window_bp=1024, n_bins=4, bin_bp=128)
 N_WINDOWS = 11 + 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.precompute.small import N_WINDOWS, Watched, make_store
-from tfbind_store.arrays import WindowState
+from tfbind_store.arrays.sharded import WindowState
 from tfbind_store.errors import EmbeddingError, MissingWindow
 from tfbind_store.precompute import run as run_module
 from tfbind_store.precompute.attempts import Attempts
@@ -120,7 +120,7 @@ DEADLY = """
     import os, sys
     from tests.precompute.small import Watched
     from tfbind_store.precompute import run
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     class Deadly(Watched):
         def embed(self, windows, codes, tiling):

@@ -10,15 +10,15 @@ import pytest
 
 from tests.precompute.small import make_store
 from tests.precompute.test_rows import PROTEINS, add_factors, add_proteins, add_texts
-from tfbind_store.arrays import WindowState, publish_shard
+from tfbind_store.arrays.receipts import receipt_path
+from tfbind_store.arrays.sharded import WindowState, publish_shard
+from tfbind_store.keeping.repair import repair_store
+from tfbind_store.keeping.verify import Kind, verify_store
 from tfbind_store.precompute import rows as rows_module
 from tfbind_store.precompute.canaries import Model, check_canaries
 from tfbind_store.precompute.embedder import make_sequence_embedder, make_text_embedder
 from tfbind_store.precompute.rows import embed_contexts, embed_factors
-from tfbind_store.receipts import receipt_path
-from tfbind_store.repair import repair_store
-from tfbind_store.store import Store
-from tfbind_store.verify import Kind, verify_store
+from tfbind_store.store.folder import Store
 
 ESM = {"num_layers": 2, "embed_dim": 16, "attention_heads": 2, "seed": 3, "window": 300, "overlap": 20, "layer": 1}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.precompute.small import N_WINDOWS, Watched, make_store
-from tfbind_store.arrays import WindowState
+from tfbind_store.arrays.sharded import WindowState
 from tfbind_store.errors import DependencyError, SpecError
 from tfbind_store.precompute import engines
 from tfbind_store.precompute import run as run_module
@@ -106,7 +106,7 @@ DRIVER = """
     from tests.precompute import test_engines as t
     from tfbind_store.precompute import run
     from tfbind_store.precompute.engines import EmbedderRecipe
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
     run.WINDOWS_PER_SHARD = 2
     recipe = EmbedderRecipe(factory=t.TOY.factory, arguments={"seconds": 3.0})
     run.embed_windows(Store.open(sys.argv[1]), t.make_watched(), engine=t.make(sys.argv[2], 2, recipe))

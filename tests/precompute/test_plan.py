@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from tfbind_store.arrays.receipts import Receipt, WindowState
 from tfbind_store.precompute.plan import RESERVE_BYTES, ShardWork, make_plan, speed, window_states
-from tfbind_store.receipts import Receipt, WindowState
 
 OK, N, FAILED, NOT = WindowState.ok, WindowState.all_n, WindowState.failed, WindowState.not_asked
 

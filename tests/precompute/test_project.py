@@ -17,11 +17,13 @@ from click.testing import CliRunner
 
 from tests.precompute.small import ALL_N, N_WINDOWS, Watched, make_store
 from tests.query.world import random_sequence, write_fasta
-from tfbind_store.arrays import WindowState
+from tfbind_store.arrays.layouts import ATTRIBUTE
+from tfbind_store.arrays.sharded import WindowState
+from tfbind_store.arrays.transforms import transform_path
 from tfbind_store.cli import main
 from tfbind_store.errors import ConfigError, DamagedShard, LocusError, MissingWindow, SpecError, StoreMissing
 from tfbind_store.ingest.rebuilding import rebuild_catalog
-from tfbind_store.layouts import ATTRIBUTE
+from tfbind_store.keeping.verify import Kind, verify_store
 from tfbind_store.loci import Grid, Locus
 from tfbind_store.precompute import run as run_module
 from tfbind_store.precompute import shard_work
@@ -31,9 +33,7 @@ from tfbind_store.precompute.principal import evened, fit_axes, split_windows
 from tfbind_store.precompute.project import ProjectConfig, project_array, projector_of, usual_label
 from tfbind_store.precompute.run import embed_windows
 from tfbind_store.spec import EmbeddingSpec
-from tfbind_store.store import Store
-from tfbind_store.transforms import transform_path
-from tfbind_store.verify import Kind, verify_store
+from tfbind_store.store.folder import Store
 
 SOURCE = "embeddings/windows"
 DIM, RANK, N_BINS = 12, 5, 4
@@ -235,7 +235,7 @@ class TestGoingOn:
         embed_windows(store, ToyEmbedder(32))
         script = (
             "import sys\n"
-            "from tfbind_store.store import Store\n"
+            "from tfbind_store.store.folder import Store\n"
             "from tfbind_store.precompute.project import ProjectConfig, project_array\n"
             f"project_array(Store.open(sys.argv[1]), {SOURCE!r}, ProjectConfig(dim=3, int8=True), name=sys.argv[2])\n"
         )

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from tests.precompute.small import Watched, make_store
-from tfbind_store.arrays import WindowState
+from tfbind_store.arrays.sharded import WindowState
+from tfbind_store.keeping.verify import verify_store
 from tfbind_store.precompute import run as run_module
 from tfbind_store.precompute.run import embed_windows
-from tfbind_store.store import Store
-from tfbind_store.verify import verify_store
+from tfbind_store.store.folder import Store
 
 NAME = "embeddings/windows"
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +26,7 @@ CHILD = """
     import sys
     from tests.precompute.small import Watched
     from tfbind_store.precompute import run
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
     run.WINDOWS_PER_SHARD = 4
     embedder = Watched(seconds=float(sys.argv[2]))
     report = run.embed_windows(Store.open(sys.argv[1]), embedder)

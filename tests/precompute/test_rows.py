@@ -20,7 +20,7 @@ from tfbind_store.precompute.composition import CompositionEmbedder
 from tfbind_store.precompute.embedder import SequenceEmbedding, TextEmbedding, make_sequence_embedder
 from tfbind_store.precompute.hashed import HashedEmbedder, HashedOptions
 from tfbind_store.precompute.run import embed_contexts, embed_factors
-from tfbind_store.store import FactorProteins, Store
+from tfbind_store.store.folder import FactorProteins, Store
 
 PROTEINS = {"ABF1": "MDKLVVNYYEYK" * 50, "REB1": "MPSGHNDKNANQ" * 40, "MCM1": "MSDIEEGTPTNN" * 24}
 FACTORS = {0: ("ABF1",), 1: ("REB1", "MCM1"), 2: ("ABF1", "ABF1"), 3: ("LOST",)}

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 
 from tests.precompute.small import ALL_N, N_WINDOWS, Watched, make_store
-from tfbind_store.arrays import WindowState
+from tfbind_store.arrays.sharded import WindowState
 from tfbind_store.errors import EmbeddingError, Interrupted, LocusError, MissingWindow, NoSpace, SpecError
 from tfbind_store.loci import Locus
 from tfbind_store.precompute import run as run_module
 from tfbind_store.precompute import upkeep
 from tfbind_store.precompute.run import embed_windows, plan_windows, windows_of
 from tfbind_store.precompute.toy import BIN_RADIX, ToyEmbedder
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 TO_COMPUTE = [w for w in range(N_WINDOWS) if w not in ALL_N]
 ROOT = Path(__file__).resolve().parents[2]
@@ -286,7 +286,7 @@ CHILD = """
     import sys, time
     from tests.precompute.small import Watched
     from tfbind_store.precompute import run
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
     run.WINDOWS_PER_SHARD = 4
     run.embed_windows(Store.open(sys.argv[1]), Watched(seconds=float(sys.argv[2])))
 """

@@ -10,7 +10,9 @@ import torch
 
 from tests.contracts import TinyGenome, WindowEmbedderContract
 from tests.precompute.small import make_store
+from tfbind_store.arrays.transforms import transform_path
 from tfbind_store.errors import ConfigError, DamagedShard, StoreMissing
+from tfbind_store.keeping.verify import Kind, verify_store
 from tfbind_store.loci import Grid, Tiling
 from tfbind_store.precompute.canaries import Model, check_canaries
 from tfbind_store.precompute.embedder import make_window_embedder
@@ -19,8 +21,6 @@ from tfbind_store.precompute.run import embed_windows
 from tfbind_store.precompute.toy import ToyEmbedder
 from tfbind_store.precompute.window_options import options_in
 from tfbind_store.spec import EmbeddingSpec
-from tfbind_store.transforms import transform_path
-from tfbind_store.verify import Kind, verify_store
 
 GRID = Grid(window_bp=1024, n_bins=4, bin_bp=128)
 ENFORMER = {"dim": 48, "depth": 1, "heads": 4, "attn_dim_key": 8, "device": "cpu"}

@@ -24,7 +24,7 @@ from tfbind_store.ingest.rebuilding import rebuild_catalog
 from tfbind_store.loci import Grid
 from tfbind_store.prepare import prepare, run
 from tfbind_store.query.selection import Selection, SelectionConfig, make_selection
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 PLAN = """
 store = "s.store"

@@ -15,7 +15,7 @@ from tfbind_store.errors import ConfigError, SelectionError
 from tfbind_store.query.compare import differences, remake
 from tfbind_store.query.selection import Selection
 from tfbind_store.query.splits import SplitConfig
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 
 @pytest.fixture(scope="module")

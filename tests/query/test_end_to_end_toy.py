@@ -19,7 +19,7 @@ from tfbind_store.precompute.run import embed_contexts, embed_factors, embed_win
 from tfbind_store.query.loader import Arrays, Loader
 from tfbind_store.query.selection import Selection, SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 BIN_BP, WINDOW_BINS = 16, 8
 STRIDE_BP = BIN_BP * WINDOW_BINS

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.query.world import busy_world
-from tfbind_store.catalog import Catalog
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.errors import CheckpointError, MissingWindow, SelectionError, StoreError, TfbindError
 from tfbind_store.loci import Locus
 from tfbind_store.precompute.embedder import make_sequence_embedder, make_text_embedder, make_window_embedder

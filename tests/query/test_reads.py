@@ -9,7 +9,7 @@ import pytest
 
 from tfbind_store.loci import Grid
 from tfbind_store.query.reads import acgt_per_bin, gc_per_bin
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 CHROMS = {"one": "GCGCATNNGGCCTTAANNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNNCGC", "two": "ACGTGGG" * 11 + "N"}
 

@@ -12,7 +12,7 @@ from tfbind_store.loci import Grid
 from tfbind_store.query.labels import load_truth
 from tfbind_store.query.selection import Selection, SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 pytestmark = [pytest.mark.real_data, pytest.mark.slow]
 SPLIT = SplitConfig(valid_chroms=("II",), test_chroms=("IV", "XVI"), hold_out_random=("factor:20:min_peaks=100",))

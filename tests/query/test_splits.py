@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tfbind_store.columns import Columns
+from tfbind_store.catalog.columns import Columns
 from tfbind_store.errors import ConfigError, LeakError, SelectionError
 from tfbind_store.loci import Grid, Tiling
 from tfbind_store.query import leaks, splits

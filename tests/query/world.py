@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tfbind_store.loci import Grid
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 BASES = np.frombuffer(b"ACGT", dtype=np.uint8)
 

@@ -34,12 +34,12 @@ def browse(store: Path, host: str, port: int, names: tuple[str, ...], page: str 
     It listens on this machine only, reads only, and goes on until Ctrl-C. Needs `pip install 'tfbind-store[browse]'`.
     """
     try:
-        from tfbind_store import browse as browsing
+        from tfbind_store.browsing import browse as browsing
     except ImportError as error:
         fix = "pip install 'tfbind-store[browse]'"
         raise DependencyError("tfbind browse needs Flask", where=str(error.name), fix=fix) from error
-    from tfbind_store.page_guard import LOOPBACK
-    from tfbind_store.store import Store
+    from tfbind_store.browsing.page_guard import LOOPBACK
+    from tfbind_store.store.folder import Store
 
     opened = Store.open(store)
     if page is not None:

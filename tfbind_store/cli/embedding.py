@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tfbind_store.loci import Locus
     from tfbind_store.precompute.outcome import EmbedReport
     from tfbind_store.precompute.plan import Plan
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
 WHAT = ("windows", "factors", "contexts")
 DEFAULT_EMBEDDER = {"windows": "enformer", "factors": "composition", "contexts": "hashed"}
@@ -66,7 +66,7 @@ def plan(store: Path, what: str, run: str | None, retry_failed: bool, as_json: b
         show_memory(store, run, trunk, options["settings"], as_json=as_json)
         return
     from tfbind_store.precompute.run import plan_windows
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     opened = Store.open(store)
     embedder = _make(what, **_choice(options))
@@ -185,7 +185,7 @@ def embed(
     bert). Prints the plan first; refuses what does not fit. -v says what is reused and what is computed.
     """
     from tfbind_store.precompute import run
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     _refuse_misplaced(what, every_protein=every_protein, dry_run=dry_run, retry_failed=retry_failed, **options)
     opened = Store.open(store)

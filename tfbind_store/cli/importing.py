@@ -81,7 +81,7 @@ def import_peaks(
     in a file is taken as unlabelled for its experiments, not as unbound; --labelled-chroms says otherwise.
     """
     from tfbind_store import ingest
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     one_word = labelled_chroms in ("all", "union")
     report = ingest.import_peaks(
@@ -105,7 +105,7 @@ def import_peaks(
 def import_factors(store: Path, path: Path, species: tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Import proteins: a FASTA (UniProt GN= or gene= headers) or a folder of GENE.UNIPROT.fasta."""
     from tfbind_store import ingest
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     if species:
         options["species_priority"] = species
@@ -124,7 +124,7 @@ def import_biotypes(
 ) -> None:
     """Import cell types: a CSV or TSV whose column 'biotype' holds the names that the peaks use."""
     from tfbind_store import ingest
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     options: dict[str, Any] = {"template": template} if template else {}
     report = ingest.import_biotypes(Store.open(store), path, key=key, strict=strict, **options)
@@ -151,7 +151,7 @@ def import_experiments(store: Path, path: Path, columns: tuple[str, ...], as_jso
     With --source, experiments that have no peak at all are added: labelled where that file has looked, bound nowhere.
     """
     from tfbind_store import ingest
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     named = key_values(columns, option="--column") or None
     report = ingest.import_experiments(Store.open(store), path, columns=named, **options)
@@ -166,7 +166,7 @@ def import_experiments(store: Path, path: Path, columns: tuple[str, ...], as_jso
 def import_families(store: Path, path: Path, strict: bool, as_json: bool) -> None:
     """Import DNA-binding domains of genes: a table with columns gene and domain, for --hold-out domain=NAME."""
     from tfbind_store import ingest
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     _print_report(ingest.import_families(Store.open(store), path, strict=strict), as_json=as_json)
 
@@ -183,7 +183,7 @@ def import_trunk(store: Path, path: Path, name: str, strict: bool, as_json: bool
     Selections then refuse to hold out what it has seen. Its own split of the genome is a set of loci of the same name.
     """
     from tfbind_store import ingest
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     _print_report(ingest.import_trunk(Store.open(store), path, name, strict=strict), as_json=as_json)
 
@@ -199,7 +199,7 @@ def import_trunk(store: Path, path: Path, name: str, strict: bool, as_json: bool
 def import_loci(store: Path, path: Path, name: str, as_json: bool, **options: Any) -> None:
     """Import a set of loci from a BED, to select by or to embed."""
     from tfbind_store import ingest
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     _print_report(ingest.import_loci(Store.open(store), path, name, **options), as_json=as_json)
 
@@ -222,7 +222,7 @@ def import_loci(store: Path, path: Path, name: str, as_json: bool, **options: An
 def import_negatives(store: Path, path: Path, as_json: bool, **options: Any) -> None:
     """Import loci that are not bound: in any experiment, or in those that arrays name; for --negatives listed:1."""
     from tfbind_store import ingest
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     _print_report(ingest.import_negatives(Store.open(store), path, **options), as_json=as_json)
 
@@ -237,7 +237,7 @@ def import_negatives(store: Path, path: Path, as_json: bool, **options: Any) -> 
 def import_blacklist(store: Path, path: Path, as_json: bool, **options: Any) -> None:
     """Import loci that are neither positive nor negative."""
     from tfbind_store import ingest
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     _print_report(ingest.import_blacklist(Store.open(store), path, **options), as_json=as_json)
 
@@ -297,7 +297,7 @@ def import_tracks(store: Path, path: Path, as_json: bool, **options: Any) -> Non
     is written. Stop it at any time: the same command goes on.
     """
     from tfbind_store import ingest
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     _print_report(ingest.import_tracks(Store.open(store), path, **options), as_json=as_json)
 
@@ -312,7 +312,7 @@ def import_tracks(store: Path, path: Path, as_json: bool, **options: Any) -> Non
 def import_signals(store: Path, path: Path, as_json: bool, **options: Any) -> None:
     """Import bigWigs of biotypes, such as ATAC or DNase, as inputs of a head: every row needs a biotype."""
     from tfbind_store import ingest
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     _print_report(ingest.import_signals(Store.open(store), path, **options), as_json=as_json)
 
@@ -343,6 +343,6 @@ def import_signals(store: Path, path: Path, as_json: bool, **options: Any) -> No
 def import_peak_tracks(store: Path, as_json: bool, **options: Any) -> None:
     """Make tracks of labels from peaks that were imported: no bigWig is needed to train on them."""
     from tfbind_store import ingest
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     _print_report(ingest.import_peak_tracks(Store.open(store), **options), as_json=as_json)

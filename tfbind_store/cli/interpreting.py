@@ -73,9 +73,9 @@ def interpret(
     Every base gets a number for each letter, with mean zero: how much higher the locus would score with it. A base's
     importance is the number of its own letter.
     """
-    from tfbind_store.asked_pairs import Asked
-    from tfbind_store.interpret import InterpretConfig, interpret_loci
-    from tfbind_store.store import Store
+    from tfbind_store.interpretation.interpret import InterpretConfig, interpret_loci
+    from tfbind_store.prediction.asked_pairs import Asked
+    from tfbind_store.store.folder import Store
 
     if not at and loci is None:
         raise ConfigError("no locus is named", where="loci", fix="name one: --at chrI:200-260, or --loci BED")
@@ -120,8 +120,8 @@ def residues(
     It says what a head looks at, which need not be what its score depends on. --domain counts what falls on a stretch,
     such as the DNA-binding domain, beside its share of the protein's length.
     """
-    from tfbind_store.residue_maps import require_map_name, residue_map, write_map
-    from tfbind_store.store import Store
+    from tfbind_store.interpretation.residue_maps import require_map_name, residue_map, write_map
+    from tfbind_store.store.folder import Store
 
     place, name = run_place(run)
     store = Store.open(place)

@@ -13,9 +13,9 @@ from tfbind_store.cli.frame import Command, Kept, emit, json_option, key_values,
 from tfbind_store.cli.stores import STORE
 
 if TYPE_CHECKING:
+    from tfbind_store.keeping.verify import Problem, VerifyReport
     from tfbind_store.precompute.canaries import Model
-    from tfbind_store.store import Store
-    from tfbind_store.verify import Problem, VerifyReport
+    from tfbind_store.store.folder import Store
 
 SHOWN_PROBLEMS = 20
 
@@ -58,7 +58,7 @@ def verify(store: Path, deep: bool, canaries: int, seed: int, as_json: bool, **g
     windows, proteins and texts of each array embedded again, where that needs no weights or --checkpoint names them.
     Changes nothing; exit status 1 if anything is wrong.
     """
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     wanted = canaries if deep or given["checkpoints"] else 0
     report = _verified(Store.open(store), deep=deep, models=_models(**given), canaries=wanted, seed=seed)
@@ -94,7 +94,7 @@ def _of_array(text: str, mark: str) -> tuple[str, str]:
 def _verified(store: Store, *, deep: bool, models: dict[str, Model], canaries: int, seed: int) -> VerifyReport:
     from tqdm import tqdm
 
-    from tfbind_store.verify import verify_store
+    from tfbind_store.keeping.verify import verify_store
 
     bar = tqdm(unit="B", unit_scale=True, disable=not (deep and sys.stderr.isatty()))
     with bar:
@@ -105,9 +105,7 @@ def _verified(store: Store, *, deep: bool, models: dict[str, Model], canaries: i
 
     skip = {(problem.array, problem.shard) for problem in report.problems if problem.shard is not None}
     found, n, notes = check_canaries(store, models=models, n_canaries=canaries, seed=seed, skip=skip)
-    return dataclasses.replace(
-        report, problems=(*report.problems, *found), n_canaries=n, notes=(*report.notes, *notes)
-    )
+    return dataclasses.replace(report, problems=(*report.problems, *found), n_canaries=n, notes=(*report.notes, *notes))
 
 
 def _verify_lines(report: VerifyReport) -> list[str]:
@@ -136,8 +134,8 @@ def repair(store: Path, canaries: int, seed: int, as_json: bool, **given: tuple[
 
     Nothing is deleted. The command that embedded an array computes what was lost, and nothing else.
     """
-    from tfbind_store.repair import repair_store
-    from tfbind_store.store import Store
+    from tfbind_store.keeping.repair import repair_store
+    from tfbind_store.store.folder import Store
 
     opened = Store.open(store)
     found = _verified(opened, deep=True, models=_models(**given), canaries=canaries, seed=seed)
@@ -166,8 +164,8 @@ def gc(store: Path, dry_run: bool, orphans: bool, quarantine: bool, as_json: boo
 
     Nothing is judged by its age: a file goes only while its writers are locked out.
     """
-    from tfbind_store.garbage import collect_garbage
-    from tfbind_store.store import Store
+    from tfbind_store.keeping.garbage import collect_garbage
+    from tfbind_store.store.folder import Store
 
     report = collect_garbage(Store.open(store), dry_run=dry_run, orphans=orphans, quarantine=quarantine)
     verb = "would remove" if dry_run else "removed"
@@ -192,7 +190,7 @@ def rebuild_catalog(store: Path, origin: str | None, as_json: bool) -> None:
     Arrays, receipts, selections and runs are indexed from their folders. The old files go to quarantine.
     """
     from tfbind_store.ingest import rebuilding
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     report = rebuilding.rebuild_catalog(Store.open(store), origin=origin)  # type: ignore[arg-type]  # click chose it
     lines = [

@@ -12,11 +12,11 @@ from tfbind_store.cli.stores import STORE, VERIFY
 from tfbind_store.errors import StoreMissing
 
 if TYPE_CHECKING:
-    from tfbind_store.arrays import Verify
+    from tfbind_store.arrays.sharded import Verify
 
 if TYPE_CHECKING:
-    from tfbind_store.store import Store
-    from tfbind_store.train import TrainConfig
+    from tfbind_store.store.folder import Store
+    from tfbind_store.training.train import TrainConfig
 
 CONFIG = click.option("--config", type=click.Path(path_type=Path), help="TOML with any keys of the config.")
 SET = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the config. Repeatable.")
@@ -55,8 +55,8 @@ def pretrain(
     It reads the training chromosomes and training factors of SELECTION only; its card says so, and the checkpoint of
     every head on top of it repeats it.
     """
-    from tfbind_store.pretrain import PretrainConfig, pretrain_trunk
-    from tfbind_store.store import Store
+    from tfbind_store.pretraining.pretrain import PretrainConfig, pretrain_trunk
+    from tfbind_store.store.folder import Store
 
     chosen = configured(PretrainConfig, config, given, settings)
     result = pretrain_trunk(Store.open(store), selection, chosen, trunk, overwrite=overwrite)
@@ -115,9 +115,9 @@ def train(
     The best weights by validation are kept in runs/NAME/head.safetensors, with the fingerprints of the embeddings, the
     selection and what head and trunk were trained on inside.
     """
-    from tfbind_store.signal_training import train_declared_gate
-    from tfbind_store.store import Store
-    from tfbind_store.train import TrainConfig, train_head
+    from tfbind_store.prediction.signal_training import train_declared_gate
+    from tfbind_store.store.folder import Store
+    from tfbind_store.training.train import TrainConfig, train_head
 
     chosen, opened = configured(TrainConfig, config, given, settings), Store.open(store, verify=verify)
     if folds:
@@ -143,7 +143,7 @@ def _train_folds(
     store: Store, selection: str, config: TrainConfig, run: str, *, with_final: bool, overwrite: bool, as_json: bool
 ) -> None:
     """Train and print cross-validation."""
-    from tfbind_store.train_folds import cross_validate, fold_names
+    from tfbind_store.training.folds import cross_validate, fold_names
 
     names = fold_names(store, selection)
     whole = selection if with_final else None
@@ -198,9 +198,9 @@ def evaluate(
     Every labelled bin of the test places counts, so that the prevalence is the genome's; held-out factors are scored
     on places that were trained on too. Writes scores.parquet, .csv and .json into the run's folder.
     """
-    from tfbind_store import summary
-    from tfbind_store.evaluate import EvaluateConfig, evaluate_run
-    from tfbind_store.store import Store
+    from tfbind_store.evaluation.evaluate import EvaluateConfig, evaluate_run
+    from tfbind_store.metrics import summary
+    from tfbind_store.store.folder import Store
 
     store, name = run_place(run)
     config = EvaluateConfig(
@@ -268,7 +268,7 @@ def report(runs: tuple[Path, ...], out: Path | None, genes: Path | None, as_json
 
     The page needs no network. Its figures are also saved as SVG files beside it.
     """
-    from tfbind_store.report import write_report
+    from tfbind_store.reporting.report import write_report
 
     written = write_report(runs, out, genes=genes)
     emit(written, f"{written.page} ({len(written.figures)} figures)", as_json=as_json)

@@ -75,10 +75,10 @@ def predict(
     A factor that was never imported needs its protein: --protein FASTA. Numbers are calibrated on the run's validation
     bins, and called peaks have the false discovery rate measured there. Stopped, the same command goes on.
     """
-    from tfbind_store.asked_pairs import Asked
-    from tfbind_store.predict import PredictConfig
-    from tfbind_store.predict import predict as predict_pairs
-    from tfbind_store.store import Store
+    from tfbind_store.prediction.asked_pairs import Asked
+    from tfbind_store.prediction.predict import PredictConfig
+    from tfbind_store.prediction.predict import predict as predict_pairs
+    from tfbind_store.store.folder import Store
 
     store, name = run_place(run)
     asked = Asked(
@@ -141,9 +141,9 @@ def score(
     deletion move, bases before it stay. A variant that cannot be scored is written with the reason: its REF is not the
     genome's, it is symbolic, or off the chromosome.
     """
-    from tfbind_store.asked_pairs import Asked
-    from tfbind_store.store import Store
-    from tfbind_store.variants import VariantConfig, score_vcf
+    from tfbind_store.prediction.asked_pairs import Asked
+    from tfbind_store.prediction.variants import VariantConfig, score_vcf
+    from tfbind_store.store.folder import Store
 
     store, name = run_place(run)
     places = key_values(models, option="--checkpoint")
@@ -175,8 +175,8 @@ def train_signal(run: Path, as_json: bool, **given: Any) -> None:
     The head stays as it is. The gate sees the run's training rows and does not know the biotype, so that it serves cell
     types that nobody trained on: tfbind predict takes their stored signal, or --signal bigWig.
     """
-    from tfbind_store.signal_training import SignalConfig, train_gate
-    from tfbind_store.store import Store
+    from tfbind_store.prediction.signal_training import SignalConfig, train_gate
+    from tfbind_store.store.folder import Store
 
     store, name = run_place(run)
     result = train_gate(Store.open(store), name, SignalConfig(**given))
@@ -218,8 +218,8 @@ def train_tracks(
     Each species is a store with embedded windows and imported tracks; they share a layer, and each has an output of its
     own. What was not measured has no loss. One read of a window serves all its tracks.
     """
-    from tfbind_store.plain_track_training import PlainTrackConfig, SpeciesTracks, train_plain_tracks
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
+    from tfbind_store.training.plain_tracks import PlainTrackConfig, SpeciesTracks, train_plain_tracks
 
     places = key_values(species, option="--species")
     sources = {
@@ -260,9 +260,9 @@ def predict_tracks(
     The store is one that the head was trained on, or another with the same genome, grid and trunk. Stopped, the same
     command goes on.
     """
-    from tfbind_store.predict_tracks import TrackPredictConfig
-    from tfbind_store.predict_tracks import predict_tracks as predict_all
-    from tfbind_store.store import Store
+    from tfbind_store.prediction.tracks import TrackPredictConfig
+    from tfbind_store.prediction.tracks import predict_tracks as predict_all
+    from tfbind_store.store.folder import Store
 
     config = TrackPredictConfig(tracks=tracks, chroms=tuple(listed(chroms)), **given)
     result = predict_all(head, Store.open(store), out, config)

@@ -51,7 +51,7 @@ def project(
     source trains on the projection: tfbind train STORE SELECTION --windows windows-pca256.
     """
     from tfbind_store.precompute.project import ProjectConfig, project_array
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     opened = Store.open(store)
     names = tuple(opened.meta.aliases.get(chrom, chrom) for chrom in listed(chroms))

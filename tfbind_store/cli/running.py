@@ -24,7 +24,7 @@ def demo(folder: Path, seed: int, overwrite: bool, as_json: bool) -> None:
     Ends with scores on chromosomes and on a factor that were held out, beside their baselines and beside a control
     whose labels were permuted, and with the path of the report.
     """
-    from tfbind_store.demo import demo_table, run_demo
+    from tfbind_store.demo.run import demo_table, run_demo
 
     if overwrite:
         _remove_demo(folder)

@@ -116,7 +116,7 @@ def select(
     """
     from tfbind_store.query.compare import differences, remake
     from tfbind_store.query.selection import Selection, SelectionConfig, make_selection
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     opened = Store.open(store)
     if show:

@@ -13,7 +13,7 @@ import click
 from tfbind_store.cli.frame import Command, emit, json_option, key_values, size_text, table
 
 if TYPE_CHECKING:
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
 MAX_PRINTED_ROWS = 100_000
 STORE = click.argument("store", type=click.Path(path_type=Path))
@@ -60,7 +60,7 @@ def init(
     """
     from tfbind_store.ingest.aliases import read_aliases
     from tfbind_store.loci import Grid
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     made = Store.create(
         store,
@@ -101,7 +101,7 @@ _COUNTED = ("factors", "biotypes", "experiments", "peaks", "proteins", "blacklis
 @json_option
 def info(store: Path, as_json: bool) -> None:
     """Show what a store holds: its genome, catalog, arrays, selections and runs."""
-    from tfbind_store.store import Store
+    from tfbind_store.store.folder import Store
 
     opened = Store.open(store)
     with opened.reader() as catalog:
@@ -248,9 +248,9 @@ def sql(
     imports; --schema says what each of their columns means. The query runs in a process of its own that can open no
     file, and ends when its time or memory is used up.
     """
-    from tfbind_store.answers import WRITERS, write_file
-    from tfbind_store.store import Store
-    from tfbind_store.strangers import Limits
+    from tfbind_store.catalog.strangers import Limits
+    from tfbind_store.store.answers import WRITERS, write_file
+    from tfbind_store.store.folder import Store
 
     with Store.open(store).reader() as catalog:
         if schema:

@@ -22,9 +22,7 @@ from tfbind_store.errors import ConfigError
 @click.argument("run", type=click.Path(path_type=Path))
 @click.argument("trunk", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option(
-    "--mode", metavar="MODE", help="layernorm, last:N, all, or head.  [default: layernorm]"
-)
+@click.option("--mode", metavar="MODE", help="layernorm, last:N, all, or head.  [default: layernorm]")
 @click.option("--run", "new_run", metavar="NAME", help="Name of the new run.  [default: RUN-tuned]")
 @click.option("--steps", type=int, help="Optimizer steps.  [default: 500]")
 @click.option("--lr", type=float, help="Highest learning rate of the head.  [default: 3e-4]")
@@ -51,8 +49,8 @@ def finetune(
     Writes a new trunk into the folder OUT and a new run beside RUN. The new head reads embeddings of the new trunk,
     which `tfbind embed` makes before it is evaluated. TRUNK must be what the embeddings of RUN were made with.
     """
-    from tfbind_store.finetune import FinetuneConfig, finetune_run
-    from tfbind_store.store import Store
+    from tfbind_store.finetuning.finetune import FinetuneConfig, finetune_run
+    from tfbind_store.store.folder import Store
 
     chosen = configured(FinetuneConfig, config, given, settings)
     place, name = run_place(run)
@@ -71,12 +69,12 @@ def finetune(
 
 def show_memory(store: Path, run: str, trunk: Path | None, settings: tuple[str, ...], *, as_json: bool) -> None:
     """Print what each mode of fine-tuning a run needs."""
-    from tfbind_store.finetune_config import FinetuneConfig
-    from tfbind_store.finetune_memory import finetune_memory
-    from tfbind_store.live_model import require_trunk_of
+    from tfbind_store.finetuning.config import FinetuneConfig
+    from tfbind_store.finetuning.live_model import require_trunk_of
+    from tfbind_store.finetuning.memory import finetune_memory
     from tfbind_store.precompute.enformer import load_trunk
-    from tfbind_store.scoring import load_run
-    from tfbind_store.store import Store
+    from tfbind_store.scoring.bins import load_run
+    from tfbind_store.store.folder import Store
 
     if trunk is None:
         raise ConfigError("the trunk is not named", where="plan --finetune", fix="--checkpoint TRUNK")

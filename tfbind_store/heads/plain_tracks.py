@@ -70,9 +70,7 @@ class PlainTracks(nn.Module):
         scale.fit(mean, std)
 
 
-def track_loss(
-    kind: TrackLoss, rates: Float[Tensor, "b n t"], labels: Float[Tensor, "b n t"]
-) -> Float[Tensor, ""]:
+def track_loss(kind: TrackLoss, rates: Float[Tensor, "b n t"], labels: Float[Tensor, "b n t"]) -> Float[Tensor, ""]:
     """Return the loss over what was measured; zero, with a gradient of zero, where nothing was.
 
     ``poisson``: the mean over bins of rate - label * log(rate); labels must not be negative. ``pearson``: the mean over

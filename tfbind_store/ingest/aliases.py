@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from tfbind_store.catalog import Catalog
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.errors import InputFileError
 from tfbind_store.textfiles import read_lines
 

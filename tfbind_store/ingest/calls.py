@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
-from tfbind_store.catalog import Catalog
-from tfbind_store.stock import IMPORTS_KEY, recorded_imports
+from tfbind_store.catalog.database import Catalog
+from tfbind_store.store.stock import IMPORTS_KEY, recorded_imports
 
 _FILE_ARGUMENTS = ("path", "scoped", "annotation", "experiments_tsv", "aliases", "synonyms")
 _RECEIPTED = ("import_tracks", "import_signals")

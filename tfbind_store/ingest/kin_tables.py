@@ -14,7 +14,7 @@ from tfbind_store.ingest.calls import recorded
 from tfbind_store.ingest.registry import Names
 from tfbind_store.ingest.sources import FileIdentity, ImportReport, add_source, check_strict, earlier_import
 from tfbind_store.names import parse_factor_name, path_safe_name
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 from tfbind_store.textfiles import TextTable, find_column, read_table
 
 GENE_WORDS = ("gene", "symbol", "hgnc_symbol", "tf", "factor", "name")

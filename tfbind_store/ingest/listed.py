@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from tfbind_store.catalog import Catalog
-from tfbind_store.columns import Columns
+from tfbind_store.catalog.columns import Columns
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.errors import ConfigError, InputFileError, PeakFileError
 from tfbind_store.ingest.calls import recorded
 from tfbind_store.ingest.rows import place_rows
@@ -31,7 +31,7 @@ from tfbind_store.ingest.sources import (
     earlier_import,
 )
 from tfbind_store.peaks import PeakFormat, clean_rows
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 SUFFIX = ".bed.bool.npy"
 EVERY_EXPERIMENT = -1

@@ -14,7 +14,7 @@ from tfbind_store.ingest.rows import place_rows
 from tfbind_store.ingest.sources import FileIdentity, ImportReport, add_source, check_drop, check_strict, earlier_import
 from tfbind_store.loci import Locus
 from tfbind_store.peaks import PeakFormat, clean_rows, first_bad_line, source_line
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 SPLITS = ("train", "valid", "test")
 _IMPORT = "mend the file, or import it with --drop and name the set: tfbind import loci"

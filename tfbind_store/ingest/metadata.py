@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tfbind_store.catalog import Catalog
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.contexts import DEFAULT_TEMPLATE, check_template, metadata_for, read_biotypes
 from tfbind_store.errors import InputFileError, NameParseError
 from tfbind_store.ingest.calls import recorded
@@ -24,7 +24,7 @@ from tfbind_store.ingest.registry import (
 )
 from tfbind_store.ingest.retraction import take_back_replaced
 from tfbind_store.ingest.sources import FileIdentity, ImportReport, add_source, check_strict, earlier_import, some
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 from tfbind_store.textfiles import read_chunks, read_table
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float32
 from tqdm import tqdm
 
-from tfbind_store.catalog import Catalog
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.errors import ConfigError, InputFileError
 from tfbind_store.ingest.calls import note_call, recorded
 from tfbind_store.ingest.sources import ImportReport, digest_of, next_id
@@ -27,7 +27,7 @@ from tfbind_store.ingest.track_rows import (
     write_entries,
 )
 from tfbind_store.spec import canonical_json, fingerprint_of
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 Grouping = Literal["experiment", "factor_biotype"]
 Number = Literal["bound", "covered", "score"]

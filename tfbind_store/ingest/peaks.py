@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tfbind_store.catalog import Catalog
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.errors import NameParseError, PeakFileError
 from tfbind_store.ingest.aliases import add_aliases, read_aliases
 from tfbind_store.ingest.calls import recorded
@@ -34,7 +34,7 @@ from tfbind_store.ingest.sources import (
 )
 from tfbind_store.names import ParsedName
 from tfbind_store.peaks import CleanFile, PeakFormat, clean_rows
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 CAUSE = "ENUM('summit_in_n', 'duplicate', 'already_stored')"
 

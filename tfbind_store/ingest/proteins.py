@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from tfbind_store.catalog import Catalog
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.errors import ProteinError
 from tfbind_store.factors import SPECIES_PRIORITY, Protein, ProteinTable, read_proteins, read_synonyms
 from tfbind_store.ingest.calls import recorded
@@ -22,7 +22,7 @@ from tfbind_store.ingest.sources import (
     some,
 )
 from tfbind_store.names import near_miss
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 
 @recorded

@@ -15,8 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from tfbind_store import stock
-from tfbind_store.catalog import Catalog
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.durable import TEMPORARY_SUFFIX, typed_errors
 from tfbind_store.errors import CatalogError, TfbindError
 from tfbind_store.ingest.calls import changed_files
@@ -30,7 +29,8 @@ from tfbind_store.ingest.proteins import import_proteins
 from tfbind_store.ingest.sources import digest_of
 from tfbind_store.ingest.tracks import import_signals, import_tracks
 from tfbind_store.spec import MEASURED
-from tfbind_store.store import Store
+from tfbind_store.store import stock
+from tfbind_store.store.folder import Store
 
 Origin = Literal["inputs", "snapshot", "genome"]
 _VERBS: Mapping[str, Callable[..., object]] = {

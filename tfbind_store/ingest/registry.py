@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tfbind_store.catalog import Catalog
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.contexts import DEFAULT_TEMPLATE, context_text, metadata_for
 from tfbind_store.factors import unambiguous
 from tfbind_store.ingest.sources import next_id

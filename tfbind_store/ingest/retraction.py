@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 
-from tfbind_store.catalog import Catalog
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.contexts import DEFAULT_TEMPLATE
 from tfbind_store.ingest.calls import Imported, replaced
 from tfbind_store.ingest.registry import Names, as_json, resolve_again, write_contexts
-from tfbind_store.stock import IMPORTS_KEY, recorded_imports
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
+from tfbind_store.store.stock import IMPORTS_KEY, recorded_imports
 
 _OF_SOURCES = (
     "peaks",

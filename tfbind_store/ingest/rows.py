@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tfbind_store.catalog import Catalog
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.durable import typed_errors
 from tfbind_store.errors import NameParseError, PeakFileError
 from tfbind_store.ingest.sources import in_words, some

@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tfbind_store.catalog import Catalog
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.errors import ConfigError, InputFileError, StrictError
 from tfbind_store.ingest.calls import SourceKey, note_call, replaced, saw_source
 from tfbind_store.spec import canonical_json

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from tfbind_store.arrays import ShardedArray, publish_shard
-from tfbind_store.catalog import Catalog
+from tfbind_store.arrays.layouts import ArrayLayout
+from tfbind_store.arrays.receipts import WindowState
+from tfbind_store.arrays.sharded import ShardedArray, publish_shard
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.durable import make_directory, sole_owner
 from tfbind_store.ingest.registry import as_json
-from tfbind_store.layouts import ArrayLayout
-from tfbind_store.receipts import WindowState
 from tfbind_store.spec import ArrayKind, EmbeddingSpec
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 ROLES: Mapping[str, str] = {"tracks": "label", "signals": "signal"}
 

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import xxhash
 from tqdm import tqdm
 
-from tfbind_store.catalog import Catalog
+from tfbind_store.arrays.layouts import ArrayLayout
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.errors import InputFileError, TfbindError
 from tfbind_store.ingest.aliases import add_aliases, read_aliases
 from tfbind_store.ingest.calls import recorded
@@ -34,12 +35,11 @@ from tfbind_store.ingest.track_rows import (
     track_spec,
     write_entries,
 )
-from tfbind_store.layouts import ArrayLayout
 from tfbind_store.loci import Tiling
 from tfbind_store.spec import ArrayKind, EmbeddingSpec
-from tfbind_store.store import Store
-from tfbind_store.track_tables import SUFFIXES, TrackRow, file_of, read_annotation
-from tfbind_store.tracks import Binning, Gaps, Statistic, bin_bigwig, match_chroms, open_bigwig
+from tfbind_store.store.folder import Store
+from tfbind_store.tracks.binning import Binning, Gaps, Statistic, bin_bigwig, match_chroms, open_bigwig
+from tfbind_store.tracks.tables import SUFFIXES, TrackRow, file_of, read_annotation
 
 PARALLEL_BYTES = 256 * 1024**2
 """Fewer bytes of bigWig than this are binned in this process: starting others takes longer."""
@@ -82,7 +82,7 @@ def import_tracks(
     biotype
         Of rows of a factor that name none.
     statistic, gaps, clip, scale, log1p
-        See `tfbind_store.tracks.Binning`.
+        See `tfbind_store.tracks.binning.Binning`.
     aliases
         Table of further names of chromosomes.
     workers

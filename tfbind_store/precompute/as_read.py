@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from tfbind_store.arrays.on_reading import Reading
+from tfbind_store.arrays.transforms import Pointwise, read_transform
 from tfbind_store.errors import WeightsError
 from tfbind_store.loci import Grid, Tiling
-from tfbind_store.on_reading import Reading
 from tfbind_store.precompute.embedder import Codes, TrunkGeometry, WindowEmbedder, WindowEmbedding
 from tfbind_store.precompute.project import projector_of
 from tfbind_store.precompute.remaking import remake, require_remade
 from tfbind_store.precompute.versions import remembering
 from tfbind_store.precompute.window_options import as_computed
 from tfbind_store.spec import PROJECTED, EmbeddingSpec
-from tfbind_store.store import Store
-from tfbind_store.transforms import Pointwise, read_transform
+from tfbind_store.store.folder import Store
 
 Map = Callable[[Float32[np.ndarray, "n s"]], np.ndarray]
 

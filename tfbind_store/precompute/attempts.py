@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 from jaxtyping import Float32
 from numpy import ndarray
 
+from tfbind_store.arrays.layouts import ArrayLayout
 from tfbind_store.durable import read_regular
 from tfbind_store.errors import EmbeddingError, TfbindError
-from tfbind_store.layouts import ArrayLayout
 
 MAX_TRIES = 3
 HOPELESS = 4

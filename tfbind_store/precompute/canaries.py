@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tfbind_store.arrays import ShardedArray
+from tfbind_store.arrays.receipts import WindowState
+from tfbind_store.arrays.sharded import ShardedArray
 from tfbind_store.errors import TfbindError
+from tfbind_store.keeping.verify import Kind, Problem
 from tfbind_store.precompute.embedder import WindowEmbedder
 from tfbind_store.precompute.project import projector_of
 from tfbind_store.precompute.remaking import remake, require_remade
 from tfbind_store.precompute.shard_work import CANARY_COSINE, WindowJob, cosine_of
-from tfbind_store.receipts import WindowState
 from tfbind_store.spec import MEASURED, PROJECTED
-from tfbind_store.store import Store
-from tfbind_store.verify import Kind, Problem
+from tfbind_store.store.folder import Store
 
 _SEQUENCES = {
     "proteins": "SELECT sha256, any_value(sequence), any_value(symbol) FROM data.proteins GROUP BY sha256",

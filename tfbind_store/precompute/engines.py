@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from tfbind_store.arrays.receipts import Receipt
 from tfbind_store.errors import DependencyError, EmbeddingError
 from tfbind_store.precompute.embedder import WindowEmbedder
 from tfbind_store.precompute.guardian import descendants, guarded, is_alive
@@ -23,8 +24,7 @@ from tfbind_store.precompute.plan import ShardWork
 from tfbind_store.precompute.shard_work import WindowJob, embed_shards, generations, still_missing
 from tfbind_store.precompute.shard_writer import Published
 from tfbind_store.precompute.stopping import StopRequest, stop_requests
-from tfbind_store.receipts import Receipt
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 MAX_DEATHS = 4
 """Times that a shard's worker may die: a window that kills is given up after three."""

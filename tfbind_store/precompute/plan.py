@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from tfbind_store.receipts import Receipt, WindowState
+from tfbind_store.arrays.receipts import Receipt, WindowState
 
 RESERVE_BYTES = 64 * 1024 * 1024
 """Kept free for the catalog, its snapshots and the receipts."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from tfbind_store.receipts import Receipt
+from tfbind_store.arrays.receipts import Receipt
 
 EXACT = "float32"
 EVERY_SHARDS = 16
@@ -30,9 +30,7 @@ class Canary(NamedTuple):
     values: Float32[np.ndarray, "n_bins dim"]
 
 
-def precision_error(
-    embedder: Any, canary: Canary | None, embed: Callable[[Any, int], np.ndarray]
-) -> dict[str, Any]:
+def precision_error(embedder: Any, canary: Canary | None, embed: Callable[[Any, int], np.ndarray]) -> dict[str, Any]:
     """Return what a shard's receipt says of the precision: empty where it is float32, or there is nothing to compare.
 
     Parameters

@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Float64, Int64
 
-from tfbind_store.arrays import ShardedArray
+from tfbind_store.arrays.sharded import ShardedArray
+from tfbind_store.arrays.transforms import Pca
 from tfbind_store.errors import ConfigError
-from tfbind_store.transforms import Pca
 
 MAX_CHECKED = 16
 """Windows kept from the fit, to measure on."""

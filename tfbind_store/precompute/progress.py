@@ -13,11 +13,11 @@ from types import TracebackType
 
 from tqdm import tqdm
 
-from tfbind_store.arrays import WindowState
+from tfbind_store.arrays.sharded import WindowState
 from tfbind_store.durable import make_directory
 from tfbind_store.precompute.plan import Plan
 from tfbind_store.precompute.shard_writer import Published
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 LOG_FILE = "logs/embed.jsonl"
 Tell = Callable[[str], object]

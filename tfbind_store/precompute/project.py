@@ -16,8 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from tfbind_store import int8 as coding
-from tfbind_store.arrays import ShardedArray
+from tfbind_store.arrays import int8 as coding
+from tfbind_store.arrays.layouts import read_layout
+from tfbind_store.arrays.on_reading import FIELD, Reading
+from tfbind_store.arrays.sharded import ShardedArray
+from tfbind_store.arrays.transforms import Pca, pack, read_transform, write_transform
 from tfbind_store.errors import (
     ConfigError,
     DamagedShard,
@@ -27,17 +30,14 @@ from tfbind_store.errors import (
     StoreMissing,
     TfbindError,
 )
-from tfbind_store.layouts import read_layout
 from tfbind_store.loci import Grid, Locus, Tiling
-from tfbind_store.on_reading import FIELD, Reading
 from tfbind_store.precompute.embedder import Codes, TrunkGeometry, WindowEmbedding
 from tfbind_store.precompute.outcome import EmbedReport
 from tfbind_store.precompute.principal import Fit, fit_axes, reconstruction_rms, split_windows
 from tfbind_store.precompute.progress import Tell
 from tfbind_store.precompute.run import all_n_windows, embed_windows, windows_of
 from tfbind_store.spec import PROJECTED, EmbeddingSpec
-from tfbind_store.store import Store
-from tfbind_store.transforms import Pca, pack, read_transform, write_transform
+from tfbind_store.store.folder import Store
 
 SAMPLE_BINS = 200_000
 

@@ -18,7 +18,7 @@ from tfbind_store.precompute.embedder import (
 )
 from tfbind_store.precompute.window_options import options_in
 from tfbind_store.spec import EmbeddingSpec
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 WITHOUT_WEIGHTS = frozenset({"toy", "composition", "hashed"})
 """Embedders that their spec decides whole."""

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float32, Shaped
 from tqdm import tqdm
 
-from tfbind_store.arrays import ArrayLayout, ShardedArray, WindowState, publish_shard
+from tfbind_store.arrays.sharded import ArrayLayout, ShardedArray, WindowState, publish_shard
 from tfbind_store.errors import Interrupted, ProteinError, StoreError
 from tfbind_store.precompute.embedder import (
     SequenceEmbedder,
@@ -31,7 +31,7 @@ from tfbind_store.precompute.outcome import EmbedReport, Failure
 from tfbind_store.precompute.stopping import stop_requests
 from tfbind_store.precompute.upkeep import index, require_space, to_stored
 from tfbind_store.spec import EmbeddingSpec
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 PROTEIN_SHARD_BYTES = 8 * 1024 * 1024
 LEAST_PROTEIN_ROWS = 1024

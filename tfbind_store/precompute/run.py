@@ -13,11 +13,12 @@ from collections.abc import Iterable
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from tfbind_store.arrays import ShardedArray, WindowState
+from tfbind_store.arrays.on_reading import stored_bins
+from tfbind_store.arrays.sharded import ShardedArray, WindowState
+from tfbind_store.arrays.transforms import write_transform
 from tfbind_store.errors import ConfigError, LocusError
 from tfbind_store.loci import Locus
 from tfbind_store.names import path_safe_name
-from tfbind_store.on_reading import stored_bins
 from tfbind_store.precompute.embedder import WindowEmbedder, limit_memory
 from tfbind_store.precompute.engines import Engine, SerialEngine
 from tfbind_store.precompute.outcome import EmbedReport, Failure
@@ -29,8 +30,7 @@ from tfbind_store.precompute.shard_work import CANARY_COSINE, WindowJob, embed_s
 from tfbind_store.precompute.stopping import stop_requests
 from tfbind_store.precompute.upkeep import index, require_space
 from tfbind_store.spec import EmbeddingSpec
-from tfbind_store.store import Store
-from tfbind_store.transforms import write_transform
+from tfbind_store.store.folder import Store
 
 __all__ = [
     "CANARY_COSINE",

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from tfbind_store.arrays import ArrayLayout, ShardedArray, WindowState
-from tfbind_store.commit import claim_shard
+from tfbind_store.arrays.commit import claim_shard
+from tfbind_store.arrays.receipts import Receipt, read_receipt, receipt_path
+from tfbind_store.arrays.sharded import ArrayLayout, ShardedArray, WindowState
 from tfbind_store.errors import DamagedShard, SpecError
 from tfbind_store.precompute import precision
 from tfbind_store.precompute.attempts import Attempts, try_windows
@@ -26,8 +27,7 @@ from tfbind_store.precompute.plan import ShardWork
 from tfbind_store.precompute.shard_writer import Computed, Published, ShardWriter
 from tfbind_store.precompute.stopping import StopRequest
 from tfbind_store.precompute.upkeep import to_stored
-from tfbind_store.receipts import Receipt, read_receipt, receipt_path
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 CANARY_COSINE = 0.9999
 """Below this, a stored window and the same window embedded now are not of one model."""

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
-from tfbind_store.arrays import ArrayLayout, WindowState, publish_shard
+from tfbind_store.arrays.receipts import Receipt
+from tfbind_store.arrays.sharded import ArrayLayout, WindowState, publish_shard
 from tfbind_store.errors import Interrupted
-from tfbind_store.receipts import Receipt
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Shaped
 
-from tfbind_store import int8
+from tfbind_store.arrays import int8
 from tfbind_store.durable import free_bytes
 from tfbind_store.errors import NoSpace
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 INDEX_WAIT_SECONDS = 60.0
 

@@ -14,15 +14,15 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from tfbind_store.arrays.int8 import SCALE_ROWS
+from tfbind_store.arrays.on_reading import FIELD, Reading
+from tfbind_store.arrays.transforms import pack
 from tfbind_store.config import from_mapping
 from tfbind_store.errors import ConfigError
-from tfbind_store.int8 import SCALE_ROWS
 from tfbind_store.loci import Grid, Locus, Tiling
-from tfbind_store.on_reading import FIELD, Reading
 from tfbind_store.precompute.embedder import Codes, TrunkGeometry, WindowEmbedder, WindowEmbedding
 from tfbind_store.precompute.versions import remembering
 from tfbind_store.spec import EmbeddingSpec
-from tfbind_store.transforms import pack
 
 Strand = Literal["forward", "reverse", "mean"]
 WITH_OWN_STRANDS = frozenset({"enformer"})

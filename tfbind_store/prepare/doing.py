@@ -12,13 +12,13 @@ from tfbind_store import ingest
 from tfbind_store.config import to_mapping
 from tfbind_store.errors import SelectionError, SpecError
 from tfbind_store.genome import write_genome
-from tfbind_store.identity import new_meta
 from tfbind_store.ingest.aliases import read_aliases
 from tfbind_store.ingest.calls import Imported, replacing, watching
 from tfbind_store.loci import Grid
 from tfbind_store.prepare.plan import Plan, Stage, fetched_name
 from tfbind_store.query.selection import Selection, make_selection
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
+from tfbind_store.store.identity import new_meta
 
 _VERBS: Mapping[str, Callable[..., ingest.ImportReport]] = {
     "proteins": ingest.import_proteins,

@@ -18,7 +18,7 @@ from tfbind_store.prepare.judge import Found, Verdict, judge, own_of, to_take_ba
 from tfbind_store.prepare.plan import Plan, Stage, read_plan
 from tfbind_store.prepare.record import Done, Record, together
 from tfbind_store.query.selection import Selection
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 _log = logging.getLogger(__name__)
 

@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from tfbind_store import config as configs
-from tfbind_store.columns import Columns
+from tfbind_store.catalog.columns import Columns
 from tfbind_store.errors import ConfigError, SelectionError
 from tfbind_store.query import splits
 from tfbind_store.query.rows import KINDS
 from tfbind_store.query.selection import INFO_FILE, Selection, SelectionConfig, make_selection
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 COMPARED = ("split", "label", "weight", "read_value", "holdout")
 """Columns that a row which stands in both selections may differ in."""

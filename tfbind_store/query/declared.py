@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tfbind_store.catalog import Catalog
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.errors import SelectionError
 from tfbind_store.names import near_miss
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 
 def declared_signals(

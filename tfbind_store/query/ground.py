@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Int16, Int64, Integer
 
-from tfbind_store.columns import Columns
+from tfbind_store.catalog.columns import Columns
 from tfbind_store.loci import Tiling
 from tfbind_store.query import draws
 from tfbind_store.query.labels import Intervals, Truth

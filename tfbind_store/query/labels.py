@@ -22,7 +22,7 @@ from tfbind_store.errors import ConfigError, SelectionError
 from tfbind_store.loci import Tiling
 from tfbind_store.query import reads
 from tfbind_store.query.stretches import Stretches, bin_spans, distinct, expand, member
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 NOT_LABELLED = -1
 _CODES_AT_ONCE = 1 << 20

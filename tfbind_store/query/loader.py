@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float16, Int64
 
-from tfbind_store.arrays import ShardedArray, Verify
+from tfbind_store.arrays.sharded import ShardedArray, Verify
 from tfbind_store.batch import Batch
 from tfbind_store.errors import CheckpointError, MissingWindow, SelectionError
 from tfbind_store.query import draws
@@ -25,8 +25,8 @@ from tfbind_store.query.labels import as_labels
 from tfbind_store.query.sampler import balanced_rows, batches_of, epoch_order
 from tfbind_store.query.selection import Selection
 from tfbind_store.query.stretches import distinct
-from tfbind_store.residues import FactorBatch, FactorProteins, Subunits
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
+from tfbind_store.store.residues import FactorBatch, FactorProteins, Subunits
 
 ANNOUNCE_ABOVE = 0.25
 """Announce whole windows to the system ahead of reading if at least this share of their bins is wanted."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int8, Int16
 
-from tfbind_store.columns import Columns
+from tfbind_store.catalog.columns import Columns
 from tfbind_store.errors import SelectionError
 from tfbind_store.loci import Tiling
 from tfbind_store.query.folds import NO_FOLD, spread

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int32, Integer, UInt8
 
-from tfbind_store.catalog import Catalog
-from tfbind_store.columns import Columns
+from tfbind_store.catalog.columns import Columns
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.errors import SelectionError
 from tfbind_store.loci import Tiling
 from tfbind_store.query.stretches import bin_spans, covered
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 _ACGT = 4  # codes below this are bases
 _BINS_AT_ONCE = 1 << 16

@@ -11,7 +11,7 @@ import numpy as np
 
 from tfbind_store.query import describe, leaks, rows, splits, trunks
 from tfbind_store.query.kinship import Kinship
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 
 def find_row_leaks(

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tfbind_store.catalog import Catalog
-from tfbind_store.columns import Columns
+from tfbind_store.catalog.columns import Columns
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.durable import temporary_beside, typed_errors
 from tfbind_store.errors import SelectionError
 from tfbind_store.query.rows import KINDS, Evidence, RowTable

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int8, Int16, Int64
 
-from tfbind_store.catalog import Catalog
-from tfbind_store.columns import Columns
+from tfbind_store.catalog.columns import Columns
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.loci import Tiling
 from tfbind_store.query import draws, negatives, places, reads, splits
 from tfbind_store.query.ground import Ground, RowPlacer, make_ground
@@ -23,7 +23,7 @@ from tfbind_store.query.negatives import NegativeRule
 from tfbind_store.query.pools import Groups
 from tfbind_store.query.splits import Parts
 from tfbind_store.query.stretches import distinct
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 KINDS = ("positive", "random", "scoped", "gc", "shifted", "listed")
 BALANCE_COLUMNS = {"factor": "factor_id", "biotype": "biotype_id"}

@@ -26,8 +26,8 @@ import numpy as np
 from jaxtyping import Int8, Int64
 
 from tfbind_store import config as configs
-from tfbind_store.catalog import Catalog
-from tfbind_store.columns import Columns
+from tfbind_store.catalog.columns import Columns
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.errors import ConfigError, SelectionError, SqlError
 from tfbind_store.names import near_miss, path_safe_name
 from tfbind_store.query import describe, leaks, negatives, places, reads, row_leaks, rowfile, rows, splits, trunks
@@ -38,7 +38,7 @@ from tfbind_store.query.labels import LabelRule
 from tfbind_store.query.similarity import ParalogFinder
 from tfbind_store.query.splits import SplitConfig
 from tfbind_store.query.stretches import bin_spans
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 FORMAT_VERSION = 1
 ROWS_FILE, INFO_FILE = "rows.parquet", "selection.json"

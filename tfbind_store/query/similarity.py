@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from tfbind_store.catalog import Catalog
-from tfbind_store.columns import Columns
+from tfbind_store.catalog.columns import Columns
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.durable import make_directory
 from tfbind_store.errors import DependencyError, TfbindError
 from tfbind_store.query.kinship import Paralogs

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int8, Integer
 
-from tfbind_store.columns import Columns
+from tfbind_store.catalog.columns import Columns
 from tfbind_store.errors import ConfigError, SelectionError
 from tfbind_store.loci import Tiling
 from tfbind_store.query import draws, places

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from tfbind_store.layouts import read_layout
-from tfbind_store.store import Store
+from tfbind_store.arrays.layouts import read_layout
+from tfbind_store.store.folder import Store
 
 _OTHER = {"forward": "reverse", "reverse": "forward"}
 

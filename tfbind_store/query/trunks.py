@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from tfbind_store.catalog import Catalog
-from tfbind_store.columns import Columns
+from tfbind_store.arrays.layouts import read_layout
+from tfbind_store.catalog.columns import Columns
+from tfbind_store.catalog.database import Catalog
 from tfbind_store.errors import SelectionError
-from tfbind_store.layouts import read_layout
 from tfbind_store.query import reads
 from tfbind_store.query.kinship import Kinship, close_names
 from tfbind_store.query.leaks import NAMED, Leak, trunk_leaks
 from tfbind_store.query.stretches import bin_spans, covered
-from tfbind_store.store import Store
+from tfbind_store.store.folder import Store
 
 
 class Trunk(NamedTuple):

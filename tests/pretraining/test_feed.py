@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+
+from tests.query.world import World, random_sequence
+from tfbind_store.loci import Grid
+from tfbind_store.precompute.enformer import reverse_complement
+from tfbind_store.pretraining.feed import Stretch, TrackFeed
+from tfbind_store.query import rows
+from tfbind_store.query.labels import LabelRule
+
+BIN_BP, WINDOW_BP = 8, 64
+
+
+@pytest.fixture
+def world(tmp_path):
+    chroms = {"chr1": random_sequence(300, 0), "chr2": random_sequence(203, 1)}
+    chroms["chr1"] = chroms["chr1"][:96] + "N" * 16 + chroms["chr1"][112:]
+    world = World(tmp_path, chroms, Grid(window_bp=WINDOW_BP, n_bins=8, bin_bp=BIN_BP))
+    both, first = world.source(), world.source(chroms=["chr1"])
+    world.experiment("E1.AAA.cell", [("chr1", 20, 41, 33), ("chr2", 100, 101)], source=both)
+    world.experiment("E2.BBB.cell", [("chr1", 40, 48)], source=first)
+    world.experiment("E3.CCC.cell", [("chr1", 200, 260)], source=both)
+    world.source("relaxed")
+    world.relaxed(0, "chr1", 30, 50)
+    world.blacklist("chr1", 150, 152)
+    world.write()
+    return world
+
+
+def feed_of(world, *, experiments=(0, 1), chroms=(0, 1), rule=None, **changes):
+    with world.store.reader() as catalog:
+        evidence = rows.gather(world.store, catalog)
+    ids = np.array(experiments, dtype=np.int64)
+    return TrackFeed(world.store.genome, evidence, rule or LabelRule(), ids, chroms, WINDOW_BP, **changes)
+
+
+def test_summit_marks_its_bin_at_any_offset(world):
+    feed = feed_of(world)
+    for start in range(-20, 34):
+        labels = feed.batch([Stretch(0, start, False)]).labels[0]
+        assert np.flatnonzero(labels[:, 0] == 1).tolist() == [(33 - start) // BIN_BP]
+
+
+def test_labels_on_the_grid_are_those_of_the_truth(world):
+    feed = feed_of(world, experiments=(0, 1, 2))
+    truth = feed.evidence.truth(LabelRule())
+    for start in (0, 64, 128, 192, 256):
+        bins = world.tiling.global_bins(0)[0] + start // BIN_BP + np.arange(8)
+        expected = np.stack([truth.labels(e, bins) for e in range(3)], axis=1)
+        np.testing.assert_array_equal(feed.batch([Stretch(0, start, False)]).labels[0], expected)
+
+
+def test_overlap_rule_is_followed(world):
+    feed = feed_of(world, rule=LabelRule("overlap", 0.5), experiments=(2,))
+    labels = feed.batch([Stretch(0, 196, False)]).labels[0, :, 0]
+    assert np.flatnonzero(labels == 1).tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    shifted = feed.batch([Stretch(0, 190, False)]).labels[0, :, 0]
+    assert np.flatnonzero(shifted == 1).tolist() == [2 - 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_reverse_complement_mirrors_labels(world):
+    feed = feed_of(world)
+    forward, backward = (feed.batch([Stretch(0, 10, is_reverse)]) for is_reverse in (False, True))
+    np.testing.assert_array_equal(backward.codes, reverse_complement(forward.codes))
+    np.testing.assert_array_equal(backward.labels, forward.labels[:, ::-1])
+
+
+def test_what_nobody_knows_is_nan(world):
+    feed = feed_of(world)
+    ambiguous = feed.batch([Stretch(0, 0, False)]).labels[0]
+    assert np.isnan(ambiguous[:, 0]).tolist() == [False] * 3 + [True] + [False] + [True] * 2 + [False]
+    assert not np.isnan(ambiguous[:, 1]).any()
+    n_and_blacklist = feed.batch([Stretch(0, 92, False)]).labels[0]
+    assert np.isnan(n_and_blacklist).all(1).tolist() == [True, True, True, False, False, False, True, True]
+    unlabelled = feed.batch([Stretch(1, 0, False)]).labels[0]
+    assert np.isnan(unlabelled[:, 1]).all()
+    assert not np.isnan(unlabelled[:, 0]).any()
+    before, after = (feed.batch([Stretch(1, start, False)]).labels[0, :, 0] for start in (-60, 190))
+    assert np.isnan(before).tolist() == [True] * 8
+    assert np.isnan(after).tolist() == [False, False] + [True] * 6
+
+
+def test_a_pass_covers_every_base_once(world):
+    feed = feed_of(world)
+    for seed in range(5):
+        covered = {0: np.zeros(300, int), 1: np.zeros(203, int)}
+        for chrom, start, _ in feed.one_pass(np.random.default_rng(seed)):
+            covered[chrom][max(0, start) : start + WINDOW_BP] += 1
+        assert all((count == 1).all() for count in covered.values())
+
+
+def test_only_the_chromosomes_asked_for_are_read(world):
+    feed = feed_of(world, chroms=(1,))
+    assert {stretch.chrom for stretch in feed.one_pass(np.random.default_rng(0))} == {1}
+
+
+def test_passes_differ_unless_told_otherwise(world):
+    feed = feed_of(world)
+    offsets = {min(s.start for s in feed.one_pass(np.random.default_rng(seed))) for seed in range(20)}
+    assert len(offsets) > 5
+    still = feed_of(world, reverse_complement=False, random_offset=False)
+    stretches = still.one_pass(np.random.default_rng(0))
+    assert sorted(stretches) == [Stretch(0, start, False) for start in range(0, 300, 64)] + [
+        Stretch(1, start, False) for start in range(0, 203, 64)
+    ]
+
+
+def test_prevalence_counts_bound_bins(world):
+    scorable = int(feed_of(world).evidence.scorable.sum())
+    assert feed_of(world).prevalence().tolist() == pytest.approx([2 / scorable, 1 / scorable])

@@ -1,0 +1,207 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from tests.planted import make_planted
+from tfbind_store.errors import ConfigError, NoSpace, StoreExists, TrainingError
+from tfbind_store.precompute.enformer import load_trunk
+from tfbind_store.pretraining import pretrain
+from tfbind_store.pretraining.forward import train_features
+from tfbind_store.pretraining.pretrain import PretrainConfig, TrunkConfig, pretrain_trunk
+from tfbind_store.query.selection import Selection
+
+TINY = TrunkConfig(dim=24, depth=1, heads=2, attn_dim_key=6, dim_divisible_by=4)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory):
+    torch.set_num_threads(1)
+    return make_planted(tmp_path_factory.mktemp("planted"))
+
+
+@pytest.fixture(scope="module")
+def trained(planted):
+    config = PretrainConfig(trunk=TINY, passes=2, device="cpu", lr=1e-3)
+    return pretrain_trunk(planted.store, planted.selection, config, planted.store.path / "trunk")
+
+
+def test_card_names_training_factors_and_chromosomes_only(trained):
+    card = load_trunk(trained.path).card
+    assert card.trained_on["chromosomes"] == ["chr1", "chr2"]
+    assert "OLA" not in card.trained_on["factors"]
+    assert "OLB" in card.trained_on["factors"]
+    assert card.trained_on["biotypes"] == ["cellA", "cellB"]
+    assert card.notes["labels"] == "measured"
+
+
+def test_result_counts_tracks_and_steps(trained):
+    assert trained.n_tracks == 14
+    log = [json.loads(line) for line in (trained.path / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == trained.n_steps
+    assert [line["pass"] for line in log] == [1.0, 2.0]
+    assert set(trained.validation) == {"valid_auroc", "valid_auprc"}
+
+
+def test_saved_trunk_gives_the_trained_numbers(trained):
+    model = load_trunk(trained.path).model
+    sequence = torch.eye(4)[torch.arange(512) % 4].unsqueeze(0)
+    with torch.inference_mode():
+        one = train_features(model, sequence)
+        plain = model(sequence, return_only_embeddings=True)
+    torch.testing.assert_close(one, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_feed_sees_nothing_but_the_training_part(planted):
+    selection = Selection.open(planted.store, planted.selection)
+    feed = pretrain.training_feed(planted.store, selection, PretrainConfig())
+    assert feed.chroms == (0, 1)
+    names = feed.evidence.experiments["experiment"]
+    held_out = {place for place, name in enumerate(names.tolist()) if ".OLA." in name}
+    assert held_out
+    assert not held_out & set(feed.experiment_ids.tolist())
+
+
+def test_control_moves_the_peaks(planted):
+    selection = Selection.open(planted.store, planted.selection)
+    real, moved = (
+        pretrain.training_feed(planted.store, selection, PretrainConfig(permute_labels=permute))
+        for permute in (False, True)
+    )
+    np.testing.assert_array_equal(real.evidence.peaks.experiment_id, moved.evidence.peaks.experiment_id)
+    assert (real.evidence.peaks.summit_bp != moved.evidence.peaks.summit_bp).mean() > 0.9
+
+
+def test_same_seed_gives_the_same_trunk(planted, trained):
+    config = PretrainConfig(trunk=TINY, passes=2, device="cpu", lr=1e-3)
+    again = pretrain_trunk(planted.store, planted.selection, config, planted.store.path / "again")
+    one, two = (load_trunk(path).model.state_dict() for path in (trained.path, again.path))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def test_every_parameter_moves(planted, trained):
+    config = PretrainConfig(trunk=TINY, passes=0.01, device="cpu", lr=1e-12, weight_decay=0.0)
+    start = pretrain_trunk(planted.store, planted.selection, config, planted.store.path / "zero")
+    before = load_trunk(start.path).model
+    after = load_trunk(trained.path).model
+    still = [name for name, p in before.named_parameters() if torch.allclose(p, after.state_dict()[name], atol=1e-9)]
+    assert still == []
+
+
+def test_time_limit_ends_the_training(planted):
+    config = PretrainConfig(trunk=TINY, passes=10_000, minutes=1 / 60, device="cpu", validate_every=0)
+    result = pretrain_trunk(planted.store, planted.selection, config, planted.store.path / "short")
+    assert 0 < result.n_steps < 10_000
+    assert result.validation == {}
+
+
+def test_loss_that_is_not_finite_stops(planted, monkeypatch):
+    monkeypatch.setattr(
+        pretrain._Trainer, "_logits", lambda self, codes: torch.full((len(codes), 16, 14), float("inf"))
+    )
+    config = PretrainConfig(trunk=TINY, passes=1, device="cpu")
+    with pytest.raises(TrainingError, match="at step 0"):
+        pretrain_trunk(planted.store, planted.selection, config, planted.store.path / "inf")
+
+
+@pytest.mark.parametrize(
+    ("trunk", "bin_bp", "message"), [(TINY, 100, "bins are"), (TrunkConfig(dim=32, heads=4), 128, "multiple of 6")]
+)
+def test_sizes_that_do_not_fit_are_refused(trunk, bin_bp, message):
+    with pytest.raises(ConfigError, match=message):
+        trunk.hparams(bin_bp)
+
+
+@pytest.mark.slow
+def test_planted_motifs_are_learned_from_sequence(planted):
+    config = PretrainConfig(trunk=TINY, passes=150, device="cpu", lr=4e-3, validate_every=0, batch_size=8)
+    result = pretrain_trunk(planted.store, planted.selection, config, planted.store.path / "long")
+    assert result.loss < 1.5
+
+
+class TestTheFolder:
+    def test_a_trunk_that_is_there_is_kept(self, planted, trained):
+        weights = trained.path / "model.safetensors"
+        before = weights.read_bytes()
+        config = PretrainConfig(trunk=TINY, passes=0.1, device="cpu", validate_every=0, seed=5)
+        with pytest.raises(StoreExists, match="a trunk in this folder already"):
+            pretrain_trunk(planted.store, planted.selection, config, trained.path)
+        assert weights.read_bytes() == before
+
+    def test_overwrite_replaces_it(self, planted, tmp_path):
+        (tmp_path / "pytorch_model.bin").write_bytes(b"of somebody else")
+        config = PretrainConfig(trunk=TINY, passes=0.1, device="cpu", validate_every=0)
+        with pytest.raises(StoreExists):
+            pretrain_trunk(planted.store, planted.selection, config, tmp_path)
+        pretrain_trunk(planted.store, planted.selection, config, tmp_path, overwrite=True)
+        assert load_trunk(tmp_path).card.trained_on is not None
+
+    def test_a_disk_too_small_is_refused_before_the_training(self, planted, tmp_path, monkeypatch):
+        monkeypatch.setattr(pretrain, "free_bytes", lambda path: 1000)
+        with pytest.raises(NoSpace, match="the disk has 1,000"):
+            pretrain_trunk(planted.store, planted.selection, PretrainConfig(trunk=TINY, device="cpu"), tmp_path / "t")
+
+
+class _Killed(BaseException):
+    pass
+
+
+RESUMED = PretrainConfig(trunk=TINY, passes=2, batch_size=5, save_every=3, device="cpu", validate_every=1)
+
+
+@pytest.fixture(scope="module")
+def whole(planted):
+    return pretrain_trunk(planted.store, planted.selection, RESUMED, planted.store.path / "whole")
+
+
+class TestResume:
+    """A stopped run ends with the same bytes as one that was not."""
+
+    @pytest.mark.parametrize("kill_at", [2, 3, 8, 10])
+    def test_a_stopped_run_ends_with_the_same_bytes(self, planted, whole, monkeypatch, kill_at):
+        out, step = planted.store.path / f"stopped{kill_at}", pretrain._Trainer._one_step
+
+        def dying(self, stretches, share):
+            if self.step == kill_at:
+                raise _Killed
+            step(self, stretches, share)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(pretrain._Trainer, "_one_step", dying)
+            with pytest.raises(_Killed):
+                pretrain_trunk(planted.store, planted.selection, RESUMED, out)
+        torch.rand(3)  # another process would stand elsewhere in torch's random numbers
+        again = pretrain_trunk(planted.store, planted.selection, RESUMED, out)
+        assert again.was_resumed == (kill_at >= 3)
+        assert not whole.was_resumed
+        assert (out / "model.safetensors").read_bytes() == (whole.path / "model.safetensors").read_bytes()
+        logs = [
+            [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()] for path in (out, whole.path)
+        ]
+        assert [{**line, "seconds": 0} for line in logs[0]] == [{**line, "seconds": 0} for line in logs[1]]
+        assert not (out / "state.safetensors").exists()
+
+    def test_another_config_does_not_go_on_with_it(self, planted, monkeypatch):
+        out = planted.store.path / "other"
+        with monkeypatch.context() as patch:
+            patch.setattr(pretrain._Trainer, "_validate", lambda self, feed: (_ for _ in ()).throw(_Killed()))
+            with pytest.raises(_Killed):
+                pretrain_trunk(planted.store, planted.selection, RESUMED, out)
+        other = PretrainConfig(trunk=TINY, passes=0.2, device="cpu", validate_every=0)
+        with pytest.raises(ConfigError, match="another config"):
+            pretrain_trunk(planted.store, planted.selection, other, out)
+        assert not pretrain_trunk(planted.store, planted.selection, other, out, overwrite=True).was_resumed
+
+    def test_steps_cover_each_pass_once(self, planted):
+        selection = Selection.open(planted.store, planted.selection)
+        feed = pretrain.training_feed(planted.store, selection, RESUMED)
+        trainer = pretrain._Trainer(planted.store, selection, feed, RESUMED, planted.store.path)
+        batches = trainer._batches()
+        first = feed.one_pass(np.random.default_rng([0, 0]))
+        read = [
+            stretch
+            for _, (_, stretches) in zip(range(len(first) // 5 + 1), batches, strict=False)
+            for stretch in stretches
+        ]
+        assert read[: len(first)] == first

@@ -1,0 +1,227 @@
+"""The reference's README examples of its trainers, on small files."""
+
+import numpy as np
+import pytest
+import torch
+from enformer_pytorch import Enformer
+
+from tfbind_store import AdapterModel
+from tfbind_store.errors import CheckpointError, ConfigError
+from tfbind_store.heads import load_checkpoint
+from tfbind_store.query.loader import Loader
+from tfbind_store.trainers import peaks as trainers
+from tfbind_store.trainers.peaks import Trainer
+
+LENGTHS = {"chr1": 6_000, "chr2": 5_000, "chr3": 4_000}
+FACTORS = {"AAA": "TGACGTCAAG", "BBB": "CCGATTAGCC", "CCC": "GGAATTTCCG"}
+SMALL = {"width": 16, "filip_heads": 4, "filip_dim": 4, "tower_dim": 8, "n_queries": 3, "dropout": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """Genome, ReMap peaks, a folder of FASTA files and a table of cell types."""
+    folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(0)
+    genome = {chrom: rng.choice(list("ACGT"), length) for chrom, length in LENGTHS.items()}
+    peaks = []
+    for number, (factor, motif) in enumerate(FACTORS.items()):
+        for chrom, bases in genome.items():
+            for start in range(100 + 70 * number, LENGTHS[chrom] - 100, 300):
+                bases[start : start + 10] = list(motif)
+                for cell in ("K562", "MCF-7"):
+                    peaks.append(
+                        (chrom, start, start + 10, f"GSE{number}.{factor}.{cell}", 100, ".", start, start + 1, "0")
+                    )
+    (folder / "genome.fa").write_text("".join(f">{c}\n{''.join(b)}\n" for c, b in genome.items()))
+    (folder / "remap.bed").write_text("".join("\t".join(map(str, peak)) + "\n" for peak in peaks))
+    (folder / "factors").mkdir()
+    for factor in FACTORS:
+        sequence = "M" + "".join(rng.choice(list("ACDEFGHIKLMNPQRSTVWY"), 60))
+        (folder / "factors" / f"{factor}.{factor}_HUMAN.fasta").write_text(f">sp|P1|{factor}_HUMAN\n{sequence}\n")
+    (folder / "cells.tsv").write_text(
+        "biotype\tgerm_layer\tcellline_cat\nK562\tmesoderm\tcancer\nMCF-7\tectoderm\tcancer\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return Enformer.from_hparams(
+        dim=24, depth=1, heads=2, attn_dim_key=6, num_downsamples=5, dim_divisible_by=4, target_length=-1
+    )
+
+
+@pytest.fixture
+def trainer_of(files, model, tmp_path_factory):
+    cache = files.parent / "trainer-cache"
+
+    def make(**changes):
+        choices = {
+            "remap_bed_file": files / "remap.bed",
+            "factor_fasta_folder": files / "factors",
+            "fasta_file": files / "genome.fa",
+            "train_chromosome_ids": [1, 2],
+            "valid_chromosome_ids": [3],
+            "held_out_targets": ["CCC"],
+            "batch_size": 16,
+            "context_length": 512,
+            "lr": 3e-3,
+            "validate_every": 3,
+            "head_options": SMALL,
+            "cache_path": cache,
+            "device": "cpu",
+            "checkpoint_filename": files / "checkpoint.safetensors",
+        }
+        return Trainer(changes.pop("trunk", model), **{**choices, **changes})
+
+    return make
+
+
+def test_the_readme_example_trains_step_by_step(trainer_of):
+    trainer = trainer_of()
+    logs = [trainer() for _ in range(6)]
+    assert [log["step"] for log in logs] == [1, 2, 3, 4, 5, 6]
+    assert all(np.isfinite(log["loss"]) for log in logs)
+    looked = [set(log) - {"step", "loss"} for log in logs]
+    assert looked == [set(), set(), {"valid_loss", "valid_auroc", "valid_auprc"}] * 2
+    assert trainer.head_file.exists()
+    trained = trainer.selection.trained_on
+    assert trained["factors"] == ["AAA", "BBB"]
+    assert trained["chromosomes"] == ["chr1", "chr2"]
+
+
+def test_losses_fall(trainer_of):
+    trainer = trainer_of(validate_every=0, lr=1e-2)
+    losses = [trainer()["loss"] for _ in range(40)]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_the_store_is_made_once(trainer_of, monkeypatch):
+    first = trainer_of()
+    monkeypatch.setattr(trainers.EnformerEmbedder, "embed", lambda *_: pytest.fail("embedded again"))
+    second = trainer_of(head="linear", head_options={})
+    assert second.store.path == first.store.path
+    second()
+
+
+def test_other_files_are_another_store(trainer_of, files, tmp_path):
+    fewer = (files / "remap.bed").read_text().splitlines(keepends=True)[:-40]
+    (tmp_path / "remap.bed").write_text("".join(fewer))
+    assert trainer_of(remap_bed_file=tmp_path / "remap.bed").store.path != trainer_of().store.path
+
+
+def test_saved_and_loaded_it_goes_on_to_the_same_numbers(trainer_of, tmp_path):
+    whole = trainer_of()
+    expected = [whole() for _ in range(8)]
+    begun = trainer_of()
+    for _ in range(5):
+        begun()
+    begun.save(tmp_path / "c.safetensors")
+    torch.rand(3)
+    resumed = trainer_of()
+    resumed.load(tmp_path / "c.safetensors")
+    assert resumed.steps == 5
+    assert [resumed() for _ in range(3)] == expected[5:]
+    with pytest.raises(ConfigError, match="no such checkpoint"):
+        resumed.load(tmp_path / "absent")
+    with pytest.raises(CheckpointError):
+        trainer_of(head="linear", head_options={}).load(tmp_path / "c.safetensors")
+
+
+def test_accumulation_is_one_step_of_all_micro_batches(trainer_of):
+    one, many = (
+        trainer_of(batch_size=32, validate_every=0),
+        trainer_of(batch_size=8, grad_accum_every=4, validate_every=0),
+    )
+    losses = [[trainer()["loss"] for _ in range(4)] for trainer in (one, many)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0, atol=1e-5)
+
+
+def test_excluded_names_are_in_no_row(trainer_of):
+    trainer = trainer_of(exclude_targets=["BBB"], exclude_cell_types=["MCF-7"], held_out_targets=[])
+    assert trainer.selection.trained_on["experiments"] == ["GSE0.AAA.K562", "GSE2.CCC.K562"]
+
+
+def test_columns_of_the_cell_types_are_in_the_context(trainer_of, files):
+    trainer = trainer_of(biotypes_metadata_path=files / "cells.tsv")
+    with trainer.store.reader() as catalog:
+        texts = [text for (text,) in catalog.rows("SELECT text FROM data.contexts ORDER BY text")]
+    assert texts == ["K562 | mesoderm | cancer", "MCF-7 | ectoderm | cancer"]
+
+
+def test_scoped_negatives_are_drawn_where_they_are_asked_for(trainer_of):
+    trainer = trainer_of(include_scoped_negs=True)
+    assert trainer.selection.info["config"]["negatives"] == ["random:1", "scoped:1"]
+    assert trainer_of().selection.info["config"]["negatives"] == ["random:1"]
+
+
+def test_chromosomes_that_are_not_there_are_counted(trainer_of, caplog):
+    trainer_of(train_chromosome_ids=[1, 2, 23, "X"])
+    assert "2 chromosomes are not in the genome and left out: 23, X" in caplog.text
+    with pytest.raises(ConfigError, match="none of the chromosomes 9 is"):
+        trainer_of(valid_chromosome_ids=[9])
+
+
+def test_an_unknown_argument_is_a_type_error(trainer_of):
+    with pytest.raises(TypeError, match="shift_aug_rnge"):
+        trainer_of(shift_aug_rnge=(-2, 2))
+    with pytest.raises(ConfigError, match="no multiple of 32"):
+        trainer_of(context_length=500)
+
+
+def test_factors_come_equally_often(trainer_of):
+    trainer = trainer_of(balance_sampling_by_target=True)
+    loader = trainer._run.source.loader
+    assert isinstance(loader, Loader)
+    drawn = np.bincount(loader._factor[loader.order(0)])
+    assert np.ptp(drawn[drawn > 0]) <= 1
+
+
+class TestAdapterModel:
+    """The reference's README example as it stands: the model goes into the trainer."""
+
+    @pytest.fixture
+    def adapter(self, model):
+        torch.manual_seed(0)
+        return AdapterModel(
+            enformer=model, use_aa_embeds=True, aa_embed_encoder="composition", use_free_text_context=True,
+            free_text_context_encoder="hashed", binary_target=True, target_mse_loss=True,
+            condition_squeeze_excite=True, aux_read_value_loss=True, latent_dim=4, latent_heads=4,
+        )  # fmt: skip
+
+    def test_the_readme_example_trains_the_model_itself(self, trainer_of, adapter, caplog):
+        before = {name: tensor.clone() for name, tensor in adapter.state_dict().items()}
+        trainer = trainer_of(trunk=adapter, batch_size=2, grad_accum_every=8, grad_clip_norm=2.0, validate_every=2)
+        assert "aux_read_value_loss" in caplog.text
+        logs = [trainer() for _ in range(2)]
+        assert [log["step"] for log in logs] == [1, 2]
+        assert np.isfinite(logs[1]["valid_auroc"])
+        changed = {name for name, tensor in adapter.state_dict().items() if not torch.equal(tensor, before[name])}
+        assert {"adapter.head.filip.null", "adapter.head.condition_dna.to_gate.weight"} <= changed
+        assert all(name.startswith("adapter.head.") for name in changed)
+        saved = load_checkpoint(trainer.head_file).head
+        assert {f"adapter.head.{name}" for name in saved.state_dict()} >= changed
+
+    def test_losses_fall(self, trainer_of, adapter):
+        trainer = trainer_of(trunk=adapter, validate_every=0, lr=1e-2)
+        losses = [trainer()["loss"] for _ in range(15)]
+        assert np.mean(losses[-4:]) < np.mean(losses[:4])
+
+    def test_models_that_stored_bins_cannot_train_are_refused(self, trainer_of, model):
+        widths = {"aa_embed_dim": 4, "contextual_embed_dim": 4, "latent_dim": 4, "latent_heads": 4}
+        with pytest.raises(ConfigError, match="binary_target is False"):
+            trainer_of(trunk=AdapterModel(enformer=model, **widths))
+        with pytest.raises(ConfigError, match="has no Enformer"):
+            trainer_of(trunk=AdapterModel(dna_embed_dim=4, binary_target=True, **widths))
+        with pytest.raises(ConfigError, match="genome_self_attn_depth"):
+            trainer_of(trunk=AdapterModel(enformer=model, binary_target=True, genome_self_attn_depth=1, **widths))
+        with pytest.raises(ConfigError, match="the head reads"):
+            trainer_of(trunk=AdapterModel(enformer=model, binary_target=True, **widths))

@@ -1,0 +1,1 @@
+"""Zarr arrays whose shards exist only once a receipt says so."""

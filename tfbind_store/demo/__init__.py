@@ -1,0 +1,1 @@
+"""A small invented genome, and its run."""

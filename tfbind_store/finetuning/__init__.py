@@ -1,0 +1,1 @@
+"""Training trunk and head together, on sequence."""

@@ -1,0 +1,1 @@
+"""Which bases and which residues a prediction rests on."""

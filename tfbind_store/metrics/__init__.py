@@ -1,0 +1,1 @@
+"""How good scores are, in numbers: ranking, reliability, intervals, medians."""

@@ -1,0 +1,1 @@
+"""Binding of any factor in any context, along a genome, in loci, and of variants."""

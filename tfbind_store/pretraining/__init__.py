@@ -1,0 +1,1 @@
+"""Training a small trunk on the peaks of a selection."""

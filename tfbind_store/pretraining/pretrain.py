@@ -1,0 +1,411 @@
+"""Train a small trunk from a random start on peaks as tracks, so that the frozen trunk knows something.
+
+It reads the training chromosomes and training experiments of one selection and nothing else, and says so on the card
+of the trunk it saves; the leak check and every checkpoint on top of it read that card. Each experiment is a track with
+one output of a linear layer that is thrown away afterwards. A run that was stopped goes on where its last saved state
+stood, on a CPU to the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from enformer_pytorch import Enformer
+from jaxtyping import Float
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from tfbind_store import config as configs
+from tfbind_store.durable import free_bytes, sole_owner, typed_errors
+from tfbind_store.errors import ConfigError, NoSpace, StoreExists, TrainingError
+from tfbind_store.feeding.feed import permuted
+from tfbind_store.heads.losses import LossConfig, cell_losses
+from tfbind_store.learning.optimiser import adamw, clip, set_rate
+from tfbind_store.learning.passes import Place, endless
+from tfbind_store.learning.runlog import RunLog
+from tfbind_store.learning.schedule import Schedule
+from tfbind_store.learning.state import optimizer_tensors, put_back, read_state, restore_optimizer, write_state
+from tfbind_store.metrics.ranking import score_binary
+from tfbind_store.precompute.enformer import one_hot, save_trunk
+from tfbind_store.precompute.trunk_files import DOUBLED, WEIGHT_FILES, build_trunk, trunk_tensors
+from tfbind_store.precompute.weights import pick_device
+from tfbind_store.pretraining.feed import Stretch, TrackFeed
+from tfbind_store.pretraining.forward import fast_dtype, train_features
+from tfbind_store.query import rows
+from tfbind_store.query.selection import Selection
+from tfbind_store.store.folder import Store
+
+STATE_FILE = "state.safetensors"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrunkConfig:
+    """Sizes of the trunk; bins are as wide as the store's grid says."""
+
+    dim: int = 192
+    """Channels at the end of the convolutions; the embedding has twice as many."""
+    depth: int = 4
+    """Transformer blocks."""
+    heads: int = 4
+    """Attention heads; dim must be a multiple of six times this number."""
+    attn_dim_key: int = 32
+    """Width of one head's keys."""
+    dim_divisible_by: int = 16
+    """Channels of every convolution are a multiple of this."""
+    dropout_rate: float = 0.1
+    """In the transformer."""
+    attn_dropout: float = 0.05
+    """Of attention weights."""
+    pos_dropout: float = 0.01
+    """Of position features."""
+
+    def hparams(self, bin_bp: int) -> dict[str, Any]:
+        """Return the architecture as enformer-pytorch names it.
+
+        Raises
+        ------
+        ConfigError
+            If a bin is no power of two, or the sizes do not divide.
+        """
+        halvings = bin_bp.bit_length() - 1
+        if bin_bp != 2**halvings or halvings < 2:
+            raise ConfigError(f"an Enformer's bins are 4, 8, 16, … bp wide, this store's {bin_bp}", where="trunk")
+        if self.dim % self.dim_divisible_by:
+            raise ConfigError(
+                f"dim is {self.dim}, must be a multiple of dim_divisible_by ({self.dim_divisible_by})",
+                where="trunk",
+                fix=f"--set trunk.dim={max(1, round(self.dim / self.dim_divisible_by)) * self.dim_divisible_by}",
+            )
+        if self.dim % self.heads or self.dim // self.heads % 6:
+            raise ConfigError(f"dim / heads is {self.dim}/{self.heads}, must be a multiple of 6", where="trunk")
+        return {**configs.to_mapping(self), "num_downsamples": halvings, "output_heads": {}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """How a trunk is trained."""
+
+    trunk: TrunkConfig = field(default_factory=TrunkConfig)
+    """Its sizes."""
+    passes: float = 24.0
+    """Times that every training base is read."""
+    minutes: float | None = None
+    """Stop after so long if the passes are not done; the learning rate reaches its end then."""
+    window_bp: int | None = None
+    """Bases per example; default the store's windows."""
+    batch_size: int = 4
+    """Examples per step."""
+    lr: float = 2e-3
+    """Highest learning rate of AdamW."""
+    weight_decay: float = 0.05
+    """Of the weights of linear layers and convolutions."""
+    warmup: float = 0.05
+    """Share of the training in which the learning rate rises."""
+    clip: float = 3.0
+    """Largest norm of a step's gradient."""
+    reverse_complement: bool = True
+    """Turn half of the examples round, labels mirrored."""
+    random_offset: bool = True
+    """Begin every pass at another base."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Per bin and track."""
+    validate_every: float = 8.0
+    """Passes between looks at the validation chromosomes; 0 never looks. Nothing is chosen by them."""
+    save_every: int = 200
+    """Steps between saved states: at most so many are lost in a kill."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16 where the machine multiplies it natively."""
+    device: str = "auto"
+    """cpu, cuda, or whatever is there."""
+    permute_labels: bool = False
+    """The control: peaks at random places of their chromosome."""
+    seed: int = 0
+    """Decides weights, order, offsets, strands, dropout."""
+
+    def __post_init__(self) -> None:
+        if self.passes <= 0 or self.batch_size < 1 or self.lr <= 0 or not 0 <= self.warmup < 1:
+            raise ConfigError(
+                "passes and lr must be above 0, batch_size at least 1, warmup in [0, 1)", where="pretrain"
+            )
+
+
+class PretrainResult(NamedTuple):
+    """What `pretrain_trunk` made."""
+
+    path: Path
+    """Folder of the trunk; ``tfbind embed STORE windows --checkpoint`` reads it."""
+    n_steps: int
+    n_tracks: int
+    loss: float
+    """Mean of the last pass."""
+    validation: Mapping[str, float]
+    seconds: float
+    was_resumed: bool
+
+
+def pretrain_trunk(
+    store: Store,
+    selection_name: str,
+    config: PretrainConfig | None = None,
+    out_dir: Path | str | None = None,
+    *,
+    overwrite: bool = False,
+) -> PretrainResult:
+    """Train a trunk on the training part of a selection and save it; a run that was stopped goes on.
+
+    Parameters
+    ----------
+    out_dir
+        Where the trunk goes; default ``trunks/<selection>`` in the store.
+    overwrite
+        Replace a trunk that is there, and begin anew where a stopped run is.
+
+    Raises
+    ------
+    StoreExists
+        If there is a trunk, anybody's, and it may not be replaced.
+    StoreBusy
+        If another process trains into this folder.
+    NoSpace
+        If the disk cannot hold the trunk.
+    ConfigError
+        If sizes do not fit the store's grid, or a stopped run was of another config.
+    TrainingError
+        If a loss is not finite.
+    """
+    config = config or PretrainConfig()
+    out = Path(out_dir) if out_dir else store.path / "trunks" / selection_name
+    weights = next((out / name for name in WEIGHT_FILES if (out / name).exists()), None)
+    if weights and not overwrite:
+        fix = "choose another folder, or --overwrite"
+        raise StoreExists("there is a trunk in this folder already", where=str(weights), fix=fix)
+    selection = Selection.open(store, selection_name)
+    selection.require_training_rows()
+    feed = training_feed(store, selection, config)
+    trainer = _Trainer(store, selection, feed, config, out)
+    trainer.require_room()
+    started = time.monotonic()
+    with sole_owner(out, doing="training a trunk into this folder"):
+        was_resumed = trainer.begin(overwrite=overwrite)
+        loss = trainer.run(_validation_feed(store, selection, feed))
+        _save(store, selection, trainer)
+    seconds = time.monotonic() - started
+    _log.info("trunk of %s: %d steps in %.0f s, loss %.4f", selection_name, trainer.step, seconds, loss)
+    n_tracks = len(feed.experiment_ids)
+    return PretrainResult(out, trainer.step, n_tracks, loss, trainer.validation, seconds, was_resumed)
+
+
+def _save(store: Store, selection: Selection, trainer: _Trainer) -> None:
+    """Write the trunk with its card; the state of the run is gone afterwards."""
+    config, trained_on = trainer.config, selection.trained_on
+    notes = {
+        "genome": store.meta.genome,
+        "selection": selection.name,
+        "window_bp": trainer.feed.window_bp,
+        "pretrain": configs.to_mapping(config),
+        "steps": trainer.step,
+        "validation": trainer.validation,
+        "labels": "permuted" if config.permute_labels else "measured",
+    }
+    seen = {key: trained_on[key] for key in ("factors", "chromosomes", "biotypes")}
+    save_trunk(trainer.model, trainer.out, seen, notes=notes)
+    (trainer.out / STATE_FILE).unlink(missing_ok=True)
+
+
+def training_feed(store: Store, selection: Selection, config: PretrainConfig) -> TrackFeed:
+    """Return the examples that a selection allows a trunk to see: its training experiments and chromosomes."""
+    with store.reader() as catalog:
+        evidence = rows.gather(store, catalog)
+    trained = set(selection.trained_on["experiments"])
+    ids = evidence.experiments["experiment_id"].astype(np.int64)
+    named = np.array([name in trained for name in evidence.experiments["experiment"].tolist()], dtype=bool)
+    if config.permute_labels:
+        evidence = evidence._replace(peaks=permuted(evidence.peaks, store.tiling.lengths_bp, seed=config.seed))
+    window_bp = config.window_bp or store.grid.window_bp
+    if window_bp % store.grid.bin_bp:
+        raise ConfigError(
+            f"window_bp {window_bp} is no multiple of the {store.grid.bin_bp} bp of a bin", where="pretrain"
+        )
+    return TrackFeed(
+        store.genome,
+        evidence,
+        selection.config.choices().rule,
+        ids[named],
+        tuple(store.tiling.chrom_index[chrom] for chrom in selection.trained_on["chromosomes"]),
+        window_bp,
+        config.reverse_complement,
+        config.random_offset,
+    )
+
+
+def _validation_feed(store: Store, selection: Selection, feed: TrackFeed) -> TrackFeed | None:
+    """Return the same tracks on chromosomes of validation rows that are in no training row."""
+    valid = set(selection.info["parts"]["valid"]["chromosomes"]) - set(selection.trained_on["chromosomes"])
+    chroms = tuple(store.tiling.chrom_index[chrom] for chrom in store.tiling.chroms if chrom in valid)
+    if not chroms:
+        return None
+    return TrackFeed(feed.genome, feed.evidence, feed.rule, feed.experiment_ids, chroms, feed.window_bp, False, False)
+
+
+class _Trainer:
+    """A trunk in training: model, optimizer, schedule and where they stand."""
+
+    def __init__(self, store: Store, selection: Selection, feed: TrackFeed, config: PretrainConfig, out: Path) -> None:
+        self.feed, self.config, self.out = feed, config, out
+        self.identity = f"{selection.info['rows_sha256']}\n{configs.to_toml(config)}"
+        self.device = torch.device(pick_device(config.device))
+        wanted = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+        self.dtype = wanted.get(config.precision) or fast_dtype(self.device)
+        torch.manual_seed(config.seed)
+        self.model: Enformer = build_trunk(config.trunk.hparams(store.grid.bin_bp), where="pretrain")
+        self.output = nn.Linear(2 * config.trunk.dim, len(feed.experiment_ids))
+        prior = torch.from_numpy(feed.prevalence()).clamp(min=1e-5, max=0.5)
+        with torch.no_grad():
+            self.output.weight.mul_(0.1)
+            self.output.bias.copy_(torch.logit(prior))
+        both = nn.ModuleDict({"trunk": self.model, "output": self.output}).to(self.device).train()
+        self.named = sorted((n, p) for n, p in both.named_parameters() if DOUBLED not in n)
+        self.optimizer = adamw(both, self.named, lr=config.lr, weight_decay=config.weight_decay)
+        self.per_pass = -(-len(feed.one_pass(np.random.default_rng(0))) // config.batch_size)
+        self.total = max(1, round(config.passes * self.per_pass))
+        self.schedule = Schedule(warmup=config.warmup, n_steps=self.total)
+        self.log = RunLog(out)
+        self.step, self.seconds = 0, 0.0
+        self.cursor = Place()
+        self.recent: list[float] = []  # losses, of one pass at most
+        self.validation: dict[str, float] = {}
+
+    def require_room(self) -> None:
+        """Refuse to train for a folder that cannot be written, or on a disk that cannot hold the result."""
+        with typed_errors(self.out):
+            self.out.mkdir(parents=True, exist_ok=True)
+        needed = sum(value.nbytes for value in self.model.state_dict().values())
+        free = free_bytes(self.out)
+        if free < needed:
+            raise NoSpace(f"the trunk needs {needed:,} bytes, the disk has {free:,}", where=str(self.out))
+
+    def begin(self, *, overwrite: bool) -> bool:
+        """Go on from a saved state if there is one; returns whether there was."""
+        path = self.out / STATE_FILE
+        if overwrite:
+            path.unlink(missing_ok=True)
+        if not path.exists():
+            return False
+        counters, groups = read_state(path)
+        if counters["identity"] != self.identity:
+            fix = "choose another folder, or --overwrite"
+            raise ConfigError("a stopped run in this folder has another config or selection", where=str(path), fix=fix)
+        put_back(path, self.model, groups["trunk"], left_out=[DOUBLED])
+        put_back(path, self.output, groups["output"])
+        restore_optimizer(path, self.optimizer, self.named, groups.get("optimizer", {}))
+        self.step, self.seconds, self.recent = counters["step"], counters["seconds"], counters["recent"]
+        self.cursor = Place(*counters["cursor"])
+        self.log.rewind(self.step)
+        _log.info("resumed at step %d", self.step)
+        return True
+
+    def save_state(self) -> None:
+        """Write where the run stands."""
+        counters = {
+            "identity": self.identity,
+            "step": self.step,
+            "seconds": self.seconds,
+            "recent": self.recent,
+            "cursor": list(self.cursor),
+        }
+        groups = {
+            "trunk": trunk_tensors(self.model),
+            "output": self.output.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer, self.named),
+        }
+        write_state(self.out / STATE_FILE, counters, groups)
+
+    def run(self, valid: TrackFeed | None) -> float:
+        """Train to the end and return the mean loss of the last pass."""
+        limit = self.config.minutes * 60 if self.config.minutes else math.inf
+        started, already = time.monotonic(), self.seconds
+        with tqdm(total=self.total, initial=self.step, desc="pretrain", unit="step", disable=None) as bar:
+            for after, stretches in self._batches():
+                self.seconds = already + time.monotonic() - started
+                share = max(self.step / self.total, self.seconds / limit)
+                if share >= 1:
+                    break
+                self._one_step(stretches, share)
+                self.cursor = after
+                bar.update()
+                self._report(valid)
+                if self.step % self.config.save_every == 0:
+                    self.save_state()
+        if valid is not None and self.config.validate_every:
+            self.validation = self._validate(valid)
+        return float(np.mean(self.recent)) if self.recent else float("nan")
+
+    def _report(self, valid: TrackFeed | None) -> None:
+        """Log the end of a pass."""
+        if self.step % self.per_pass and self.step != self.total:
+            return
+        line = {"step": self.step, "pass": self.step / self.per_pass, "train_loss": float(np.mean(self.recent))}
+        if valid is not None and self._wants_validation():
+            line |= self._validate(valid)
+        self.log.write({**line, "seconds": round(self.seconds, 1)})
+
+    def _batches(self) -> Iterator[tuple[Place, list[Stretch]]]:
+        return endless(self._pass, self.config.batch_size, self.cursor)
+
+    def _pass(self, number: int) -> list[Stretch]:
+        return self.feed.one_pass(np.random.default_rng([self.config.seed, number]))
+
+    def _one_step(self, stretches: list[Stretch], share: float) -> None:
+        set_rate(self.optimizer, self.config.lr * self.schedule.rate(share))
+        # dropout depends on seed and step alone, so that a resumed run draws the same
+        torch.manual_seed((self.config.seed << 32) + self.step)
+        batch = self.feed.batch(stretches)
+        labels = torch.from_numpy(batch.labels).to(self.device)
+        logits = self._logits(batch.codes)
+        # summed over tracks, so that the step does not shrink as tracks are added
+        loss = cell_losses(self.config.loss, logits, labels).sum() / (labels.shape[0] * labels.shape[1])
+        if not loss.isfinite():
+            where = ", ".join(f"{self.feed.chrom_name(s)}:{s.start}" for s in stretches)
+            raise TrainingError(f"loss is {loss.item()} at step {self.step}", where=where, fix="lower lr")
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        clip((parameter for _, parameter in self.named), self.config.clip)
+        self.optimizer.step()
+        self.step += 1
+        self.recent = [*self.recent, float(loss.item())][-self.per_pass :]
+
+    def _logits(self, codes: np.ndarray) -> Float[Tensor, "b n tracks"]:
+        features = train_features(self.model, one_hot(codes).to(self.device), dtype=self.dtype)
+        logits: Tensor = self.output(features)
+        return logits
+
+    def _wants_validation(self) -> bool:
+        every = self.config.validate_every * self.per_pass
+        return bool(every) and self.step % max(1, round(every)) == 0 and self.step < self.total
+
+    @torch.inference_mode()
+    def _validate(self, feed: TrackFeed) -> dict[str, float]:
+        """Return the medians over tracks with a positive bin."""
+        self.model.eval()
+        stretches = sorted(feed.one_pass(np.random.default_rng(0)))
+        size, n_tracks = self.config.batch_size, len(feed.experiment_ids)
+        parts = [feed.batch(stretches[at : at + size]) for at in range(0, len(stretches), size)]
+        logits = [self._logits(part.codes).float().cpu().numpy() for part in parts]
+        scores = np.concatenate([part.reshape(-1, n_tracks) for part in logits])
+        labels = np.concatenate([part.labels.reshape(-1, n_tracks) for part in parts])
+        self.model.train()
+        per_track = [score_binary(labels[:, track], scores[:, track]) for track in range(n_tracks)]
+        found = [track for track in per_track if track.n_positive]
+        if not found:
+            return {}
+        medians = {name: float(np.nanmedian([getattr(track, name) for track in found])) for name in ("auroc", "auprc")}
+        return {f"valid_{name}": value for name, value in medians.items()}

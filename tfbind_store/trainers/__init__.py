@@ -1,0 +1,1 @@
+"""The reference's trainers: files in, one optimizer step per call."""

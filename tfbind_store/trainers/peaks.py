@@ -1,0 +1,438 @@
+"""Train a head from files in one object: one call, one optimizer step, one log.
+
+`Trainer` takes the files that the reference's takes (ReMap peaks, a FASTA folder of factors, a genome), makes a store
+of them in a cache folder, or finds the one it made before, embeds what the selection needs and no window twice, and
+then makes one step at each call. What is in the store is never computed again: not by the next run or another head.
+
+Differences from the reference, on purpose: negatives are drawn by SQL from the labels themselves, seeded; labels are
+per bin; what is held out is held out under every name; validation is complete, un-augmented and the same at each look;
+the trunk is frozen (``tfbind finetune`` trains it); an unknown argument is a TypeError.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+from enformer_pytorch import Enformer
+from jaxtyping import Int64
+
+from tfbind_store import config as configs
+from tfbind_store.adapter_model import AdapterModel
+from tfbind_store.errors import ConfigError
+from tfbind_store.feeding.feed import choose_arrays
+from tfbind_store.fetch import trainer_folder
+from tfbind_store.heads import Head, LossConfig
+from tfbind_store.ingest import import_biotypes, import_experiments, import_peaks, import_proteins
+from tfbind_store.learning.processes import Processes
+from tfbind_store.loci import Grid
+from tfbind_store.precompute.embedder import (
+    SequenceEmbedder,
+    TextEmbedder,
+    make_sequence_embedder,
+    make_text_embedder,
+)
+from tfbind_store.precompute.enformer import EnformerEmbedder, load_trunk, save_trunk
+from tfbind_store.precompute.rows import embed_contexts, embed_factors
+from tfbind_store.precompute.run import embed_windows
+from tfbind_store.precompute.trunk_files import trunk_tensors
+from tfbind_store.precompute.weights import pick_device, weights_digest
+from tfbind_store.query.loader import Arrays
+from tfbind_store.query.selection import INFO_FILE, Selection, SelectionConfig, make_selection
+from tfbind_store.query.splits import SplitConfig
+from tfbind_store.store.folder import Store
+from tfbind_store.training.batches import Numbered
+from tfbind_store.training.material import gather_material
+from tfbind_store.training.train import TrainConfig, TrainingRun
+
+SPECIES_PRIORITY = ("human", "mouse", "unknown")
+WITHOUT_END = 10**9
+REFERENCE_LEAKS = ("paralog", "trunk")
+"""What the reference's arguments cannot say; the selection records it and a warning names it."""
+Choice = str | Mapping[str, Any]
+"""An embedder's name, or a mapping of its name and options."""
+_log = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains a head on peaks, one optimizer step per call.
+
+    Parameters
+    ----------
+    trunk
+        An Enformer, or the folder of one; it is frozen. Or an `AdapterModel` with ``binary_target``: its trunk and its
+        encoders, and its `head` is what is trained, in place of `head`, `head_options`, `proteins` and `contexts`.
+    remap_bed_file
+        Peaks as ReMap writes them: column 4 is ``EXPERIMENT.TARGET.BIOTYPE``.
+    factor_fasta_folder
+        ``{GENE}.{UNIPROT}.fasta``, or one multi-FASTA.
+    fasta_file
+        The genome.
+    train_chromosome_ids, valid_chromosome_ids
+        Numbers or names; those that the genome does not have are left out, counted.
+    context_length
+        Bases that the trunk reads at once; all its bins are kept.
+    batch_size
+        Rows per micro-batch: positives and negatives together.
+    lr, wd, grad_clip_norm, grad_accum_every
+        Of AdamW at a constant rate; a step's batch is `grad_accum_every` micro-batches.
+    validate_every
+        Calls between looks at all validation cells; 0 never looks.
+    held_out_targets, held_out_cell_types
+        In no training row, under any name, in any complex, with any treatment; they validate.
+    exclude_targets, exclude_cell_types
+        In no row.
+    remap_sample_frac
+        Share of the peaks to take, chosen by the seed.
+    include_scoped_negs
+        Also take as negatives what other factors bind in the same cell type.
+    biotypes_metadata_path, include_biotypes_metadata_columns, biotypes_metadata_delimiter
+        Table of cell types, and its columns that the context's text names beside the cell type.
+    experiments_json_path
+        ReMap's ``experiments.json``: numbers of peaks.
+    balance_sampling_by_target
+        Factors come equally often.
+    checkpoint_filename
+        Where `save` writes and `load` reads.
+    head, head_options
+        Name and options of the head.
+    proteins, contexts
+        Embedder of proteins and of texts: its name, or ``{"name": "esm", "checkpoint": …}``.
+    cache_path
+        Folder of the stores; default ``trainers`` in $TFBIND_CACHE, where `tfbind cache` shows and clears them.
+
+    Raises
+    ------
+    ConfigError
+        If a choice is out of range or no chromosome is left.
+    """
+
+    def __init__(
+        self,
+        trunk: Enformer | AdapterModel | Path | str,
+        *,
+        remap_bed_file: Path | str,
+        factor_fasta_folder: Path | str,
+        fasta_file: Path | str,
+        train_chromosome_ids: Iterable[int | str],
+        valid_chromosome_ids: Iterable[int | str],
+        batch_size: int,
+        context_length: int = 4096,
+        lr: float = 3e-4,
+        wd: float = 0.1,
+        grad_clip_norm: float | None = None,
+        grad_accum_every: int = 1,
+        validate_every: int = 250,
+        held_out_targets: Sequence[str] = (),
+        held_out_cell_types: Sequence[str] = (),
+        exclude_targets: Sequence[str] = (),
+        exclude_cell_types: Sequence[str] = (),
+        remap_sample_frac: float = 1.0,
+        include_scoped_negs: bool = False,
+        biotypes_metadata_path: Path | str | None = None,
+        include_biotypes_metadata_columns: Sequence[str] = ("germ_layer", "cellline_cat"),
+        biotypes_metadata_delimiter: str = " | ",
+        experiments_json_path: Path | str | None = None,
+        balance_sampling_by_target: bool = True,
+        checkpoint_filename: Path | str = "./checkpoint.safetensors",
+        head: str = "adapter",
+        head_options: Mapping[str, Any] | None = None,
+        proteins: Choice | SequenceEmbedder = "composition",
+        contexts: Choice | TextEmbedder = "hashed",
+        cache_path: Path | str | None = None,
+        device: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        cache, model = trainer_folder() if cache_path is None else Path(cache_path).expanduser(), None
+        if isinstance(trunk, AdapterModel):
+            model, (trunk, proteins, contexts) = (
+                trunk,
+                parts_of(trunk, proteins, contexts, binary=True, where="Trainer"),
+            )
+            head, head_options = model.head.name, model.head.settings()["options"]
+        embedder = EnformerEmbedder(load_trunk(trunk_folder(trunk, cache)), device=device)
+        bin_bp = embedder.geometry.bin_bp
+        if context_length < bin_bp or context_length % bin_bp:
+            raise ConfigError(f"context_length {context_length} is no multiple of {bin_bp} bp", where="Trainer")
+        grid = Grid(window_bp=context_length, n_bins=context_length // bin_bp, bin_bp=bin_bp)
+        template = biotypes_metadata_delimiter.join(
+            ["{biotype}", *(f"{{{c}}}" for c in include_biotypes_metadata_columns)]
+        )
+        inputs = [fasta_file, remap_bed_file, factor_fasta_folder, biotypes_metadata_path, experiments_json_path]
+        self.store = _made_or_found(cache, grid, [Path(path) if path else None for path in inputs], template)
+        chromosomes = [known_chroms(self.store, ids) for ids in (train_chromosome_ids, valid_chromosome_ids)]
+        hold_out = {"factor": list(held_out_targets), "biotype": list(held_out_cell_types)}
+        split = SplitConfig(
+            train_chroms=chromosomes[0],
+            valid_chroms=chromosomes[1],
+            hold_out={kind: names for kind, names in hold_out.items() if names},
+            hold_out_valid_share=1.0,
+        )
+        where, params = _excluding(factor=exclude_targets, biotype=exclude_cell_types)
+        negatives = ("random:1", "scoped:1") if include_scoped_negs else ("random:1",)
+        chosen = SelectionConfig(
+            where=where,
+            params=params,
+            negatives=negatives,
+            split=split,
+            allow_leaks=REFERENCE_LEAKS,
+            sample=remap_sample_frac,
+            seed=seed,
+        )
+        self.selection = _selected(self.store, chosen)
+        names = _embedded(self.store, self.selection, chromosomes[1], embedder, proteins, contexts)
+        self.config = TrainConfig(
+            head=head,
+            options=dict(head_options or {}),
+            pairing="rows",
+            loss=LossConfig(kind="mse" if model is not None and model.target_mse_loss else "bce"),
+            steps=WITHOUT_END,
+            batch_rows=batch_size * grad_accum_every,
+            accumulate=grad_accum_every,
+            lr=lr,
+            weight_decay=wd,
+            warmup=0.0,
+            schedule="constant",
+            clip=grad_clip_norm or 0.0,
+            balance="factor" if balance_sampling_by_target else "none",
+            validate_every=max(1, validate_every),
+            device=device,
+            seed=seed,
+            windows=names.windows,
+            proteins=names.proteins,
+            contexts=names.contexts,
+        )
+        self.validate_every = validate_every
+        self.checkpoint = Path(checkpoint_filename)
+        self._run = self._begin(None if model is None else model.head)
+        self._batches: Iterator[Numbered] | None = None
+
+    def _begin(self, head: Head | None) -> TrainingRun:
+        config = self.config
+        arrays = choose_arrays(self.store, windows=config.windows, proteins=config.proteins, contexts=config.contexts)
+        device = pick_device(config.device)
+        material = gather_material(
+            self.store, self.selection, arrays, device=device, max_valid_bins=config.max_valid_bins
+        )
+        digest = _hashed(configs.to_toml(config) + self.selection.info["rows_sha256"])
+        path = self.store.run_dir(f"trainer-{digest}")
+        path.mkdir(parents=True, exist_ok=True)
+        return TrainingRun(material, config, path, Processes(), head)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that are done."""
+        return self._run.state.step
+
+    @property
+    def head_file(self) -> Path:
+        """The best head by validation so far, once there was a look."""
+        return self._run.path / "head.safetensors"
+
+    def __call__(self) -> dict[str, float]:
+        """Make one optimizer step.
+
+        Returns
+        -------
+        ``step`` and ``loss``; on validation steps also ``valid_loss``, ``valid_auroc`` and ``valid_auprc``.
+        """
+        run = self._run
+        if self._batches is None:
+            self._batches = run.source.batches(run.state.step, run.state.cursor)
+        run.head.train()
+        run.one_step(next(self._batches), 0.0)
+        log = {"step": float(run.state.step), "loss": run.state.losses[-1]}
+        if self.validate_every and run.state.step % self.validate_every == 0:
+            run.look()
+            log |= {key: value for key, value in run.log.lines[-1].items() if key.startswith("valid_")}
+        return log
+
+    def save(self, path: Path | str | None = None) -> Path:
+        """Write all that is needed to go on: weights, optimizer by parameter name, and the place in the data."""
+        place = Path(path) if path else self.checkpoint
+        self._run.save_state(place)
+        return place
+
+    def load(self, path: Path | str | None = None) -> None:
+        """Go on where `save` stood, in this process or another: on a CPU, to the same bytes.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is of another head or of other rows.
+        ConfigError
+            If there is no such file.
+        """
+        place = Path(path) if path else self.checkpoint
+        if not self._run.resume(place):
+            raise ConfigError("no such checkpoint", where=str(place), fix="save() writes one")
+        self._batches = None
+
+
+class ModelParts(NamedTuple):
+    """What an `AdapterModel` brings beside its head."""
+
+    trunk: Enformer
+    proteins: Choice | SequenceEmbedder
+    contexts: Choice | TextEmbedder
+
+
+def parts_of(
+    model: AdapterModel,
+    proteins: Choice | SequenceEmbedder,
+    contexts: Choice | TextEmbedder,
+    *,
+    binary: bool,
+    where: str,
+) -> ModelParts:
+    """Return the trunk and the embedders of a model; those given stand in for what it does not have.
+
+    Raises
+    ------
+    ConfigError
+        If the model cannot be trained on stored bins.
+    """
+    if not isinstance(model.enformer, Enformer):
+        raise ConfigError("the model has no Enformer", where=where, fix="AdapterModel(enformer=…)")
+    if model.binary_target is not binary:
+        raise ConfigError(f"binary_target is {model.binary_target}", where=where, fix=f"binary_target={binary}")
+    if len(model.adapter.among_bins):
+        what = "genome_self_attn_depth: stored bins are scored each by itself"
+        raise ConfigError(what, where=where, fix="genome_self_attn_depth=0, or call the model itself")
+    if model.read_values is not None:
+        _log.warning("aux_read_value_loss is of whole sequences; %s trains on bins, without it", where)
+    return ModelParts(
+        model.enformer,
+        proteins if model.proteins is None else model.proteins.embedder,
+        contexts if model.texts is None else model.texts.embedder,
+    )
+
+
+def trunk_folder(trunk: Enformer | Path | str, cache: Path) -> Path:
+    """Return the trunk's folder; a model in memory gets one in the cache, named by its weights."""
+    if not isinstance(trunk, Enformer):
+        return Path(trunk)
+    folder = cache / "trunks" / weights_digest(trunk_tensors(trunk))[:16]
+    if not (folder / "model.safetensors").exists():
+        save_trunk(trunk, folder, None)
+    return folder
+
+
+def _made_or_found(cache: Path, grid: Grid, inputs: Sequence[Path | None], template: str) -> Store:
+    """Return the store of these files: the one in the cache, or a new one."""
+    fasta, peaks, proteins, biotypes, experiments = inputs
+    assert fasta is not None, "a genome is needed"
+    assert peaks is not None, "peaks are needed"
+    assert proteins is not None, "proteins are needed"
+    path = cache / f"{hashed_inputs(f'{grid.window_bp}/{grid.bin_bp} {template}', inputs)}.store"
+    store = Store.open(path) if path.exists() else Store.create(path, fasta=fasta, grid=grid)
+    # a call that has been made with the same file changes nothing
+    import_proteins(store, proteins, species_priority=SPECIES_PRIORITY)
+    import_peaks(store, peaks)
+    if biotypes is not None:
+        import_biotypes(store, biotypes, template=template)
+    if experiments is not None:
+        import_experiments(store, experiments)
+    return store
+
+
+def hashed_inputs(said: str, inputs: Sequence[Path | None]) -> str:
+    """Return a name for a store made of these files in the way that `said` says."""
+    return _hashed(" ".join([said, *(_digest(path) if path else "-" for path in inputs)]))
+
+
+def _hashed(text: str) -> str:
+    return xxhash.xxh3_64_hexdigest(text.encode())
+
+
+def _digest(path: Path) -> str:
+    """Return the hash of a file, or of a folder's names and files."""
+    hasher = xxhash.xxh3_128()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            hasher.update(str(file.relative_to(path)).encode())
+            with file.open("rb") as opened:
+                while block := opened.read(1 << 20):
+                    hasher.update(block)
+    return hasher.hexdigest()
+
+
+def known_chroms(store: Store, ids: Iterable[int | str]) -> tuple[str, ...]:
+    """Return the genome's names of chromosomes given by number or name."""
+    known: list[str] = []
+    absent: list[str] = []
+    for given in ids:
+        name = next((n for n in (str(given), f"chr{given}") if n in store.tiling.chrom_index), None)
+        name = name or store.meta.aliases.get(str(given))
+        (known if name else absent).append(name or str(given))
+    if not known:
+        fix = f"the genome has {', '.join(store.tiling.chroms[:12])}"
+        raise ConfigError(f"none of the chromosomes {', '.join(absent)} is in the genome", where="Trainer", fix=fix)
+    if absent:
+        _log.warning("%d chromosomes are not in the genome and left out: %s", len(absent), ", ".join(absent))
+    return tuple(dict.fromkeys(known))
+
+
+def _excluding(**names: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """Return a condition on peaks without these names, and its parameters."""
+    terms, params = [], {}
+    for column, unwanted in names.items():
+        for number, name in enumerate(unwanted):
+            params[f"{column}{number}"] = name
+            terms.append(f"{column} <> ${column}{number}")
+    return " AND ".join(terms), params
+
+
+def _selected(store: Store, config: SelectionConfig) -> Selection:
+    """Return the selection of this config, made if it is not there."""
+    name = f"trainer-{_hashed(configs.to_toml(config))}"
+    if not (store.selection_dir(name) / INFO_FILE).exists():
+        make_selection(store, name, config)
+    selection = Selection.open(store, name)
+    selection.require_training_rows()
+    return selection
+
+
+def _embedded(
+    store: Store,
+    selection: Selection,
+    valid_chroms: Sequence[str],
+    embedder: EnformerEmbedder,
+    proteins: Choice | SequenceEmbedder,
+    contexts: Choice | TextEmbedder,
+) -> Arrays:
+    """Embed what training and validation read; return the names of the arrays."""
+    table = selection.columns("train", names=("window",))
+    chroms = [store.tiling.chrom_index[chrom] for chrom in valid_chroms]
+    valid = [np.arange(*store.tiling.first_window[chrom : chrom + 2]) for chrom in chroms]
+    windows = np.unique(np.concatenate([table["window"].astype(np.int64), *valid]))
+    return embed_all(store, embedder, proteins, contexts, windows)
+
+
+def embed_all(
+    store: Store,
+    embedder: EnformerEmbedder,
+    proteins: Choice | SequenceEmbedder,
+    contexts: Choice | TextEmbedder,
+    windows: Int64[np.ndarray, " n"],
+) -> Arrays:
+    """Embed windows, factors and contexts that are not there yet; return the names of their arrays."""
+    sequences = make_sequence_embedder(*_named(proteins)) if isinstance(proteins, str | Mapping) else proteins
+    texts = make_text_embedder(*_named(contexts)) if isinstance(contexts, str | Mapping) else contexts
+    specs = embedder.spec(store.meta.genome, store.grid), sequences.spec(), texts.spec()
+    names = Arrays(*(spec.short_id for spec in specs))
+    embed_windows(store, embedder, name=names.windows, windows=windows).require_complete()
+    embed_factors(store, sequences, name=names.proteins).require_complete()
+    embed_contexts(store, texts, name=names.contexts).require_complete()
+    return choose_arrays(store, windows=names.windows, proteins=names.proteins, contexts=names.contexts)
+
+
+def _named(choice: Choice) -> tuple[str, dict[str, Any]]:
+    if isinstance(choice, str):
+        return choice, {}
+    options = dict(choice)
+    return str(options.pop("name")), options

@@ -1,0 +1,109 @@
+"""Cross-validation: one head per fold of a selection, all on the same embeddings; mean and spread over the folds.
+
+A fold is the selection opened with one of its folds as validation (``cv@2``); nothing is embedded again. Folds that are
+finished are read, not trained again, so that a stopped cross-validation goes on with the same call. On request a last
+head is trained on the selection as a whole: that is the one to predict with, the folds say how good it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tfbind_store.errors import SelectionError
+from tfbind_store.heads import read_header
+from tfbind_store.query.selection import Selection
+from tfbind_store.store.folder import Store
+from tfbind_store.training.config import TrainConfig
+from tfbind_store.training.train import HEAD_FILE, is_finished, train_head
+
+_log = logging.getLogger(__name__)
+
+
+class FoldRun(NamedTuple):
+    """One fold."""
+
+    selection: str
+    run: str
+    metrics: dict[str, float]
+    """Validation at the weights that were kept."""
+    was_done: bool
+    """Whether it was finished before this call."""
+
+
+class FoldsResult(NamedTuple):
+    """What cross-validation came to."""
+
+    folds: list[FoldRun]
+    mean: dict[str, float]
+    spread: dict[str, float]
+    """Standard deviation over folds, with n - 1."""
+    final: Path | None
+    """Folder of the head that was trained on everything."""
+
+
+def fold_names(store: Store, selection_name: str) -> list[str]:
+    """Return the names under which the folds of a selection are opened.
+
+    Raises
+    ------
+    SelectionError
+        If it has none.
+    """
+    selection = Selection.open(store, selection_name)
+    n_folds = int(selection.info.get("folds", {}).get("n", 0))
+    if n_folds < 2:
+        fix = f"make one: tfbind select {store.path} NAME --folds 5"
+        raise SelectionError("the selection has no folds", where=f"selection {selection_name}", fix=fix)
+    return [f"{selection_name}@{fold}" for fold in range(n_folds)]
+
+
+def cross_validate(
+    store: Store,
+    folds: Sequence[str],
+    config: TrainConfig,
+    run_name: str = "run",
+    *,
+    whole: str | None = None,
+    overwrite: bool = False,
+) -> FoldsResult:
+    """Train a head on each fold, and if asked for one on everything.
+
+    Parameters
+    ----------
+    folds
+        Names of selections: `fold_names`.
+    run_name
+        Fold i is run ``<run_name>-fold<i>``.
+    whole
+        Name of the selection for the final fit, which is run ``<run_name>``; None trains none.
+    overwrite
+        Train again what is finished.
+    """
+    done = [_one(store, name, config, f"{run_name}-fold{i}", overwrite=overwrite) for i, name in enumerate(folds)]
+    names = [name for name in done[0].metrics if name.startswith("valid_")]
+    values = {name: np.array([fold.metrics.get(name, math.nan) for fold in done]) for name in names}
+    final = None
+    if whole is not None:
+        final = store.run_dir(_one(store, whole, config, run_name, overwrite=overwrite).run)
+    return FoldsResult(
+        done,
+        {name: float(np.mean(found)) for name, found in values.items()},
+        {name: float(np.std(found, ddof=1)) if len(found) > 1 else math.nan for name, found in values.items()},
+        final,
+    )
+
+
+def _one(store: Store, selection_name: str, config: TrainConfig, run_name: str, *, overwrite: bool) -> FoldRun:
+    if not overwrite and is_finished(store, selection_name, config, run_name):
+        _log.info("%s: finished before", run_name)
+        found = read_header(store.run_dir(run_name) / HEAD_FILE).metrics
+        metrics = {name: math.nan if value is None else float(value) for name, value in found.items()}
+        return FoldRun(selection_name, run_name, metrics, True)
+    result = train_head(store, selection_name, config, run_name, overwrite=overwrite)
+    return FoldRun(selection_name, run_name, result.metrics, False)

@@ -1,0 +1,77 @@
+"""From a batch to the loss of each of its cells, as one module: what is compiled, checkpointed and run in processes.
+
+Whatever the autocast, losses are fp32 (``heads.losses``). Checkpointing keeps no activations of the head: they are
+computed once more on the way back, block by block, with the same dropout.
+"""
+
+# b rows · n bins of a row · k bins · p pairs
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tfbind_store.batch import Batch
+from tfbind_store.feeding.feed import DenseBatch
+from tfbind_store.heads import Head, LossConfig, cell_losses
+from tfbind_store.training.batches import AnyBatch, pieces
+
+CELLS_AT_ONCE = 20_000
+"""Bins times pairs, or rows times bins, whose activations exist at once under checkpointing."""
+
+
+class HeadLoss(nn.Module):
+    """A head with its loss.
+
+    Parameters
+    ----------
+    checkpointing
+        Compute activations twice instead of keeping them.
+    """
+
+    def __init__(self, head: Head, config: LossConfig, *, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.head, self.config, self.checkpointing = head, config, checkpointing
+
+    def forward(self, batch: AnyBatch) -> Float[Tensor, "rows columns"]:
+        """Return the loss of each cell times its row's weight; 0 where there is no label."""
+        if isinstance(batch, DenseBatch):
+            return cell_losses(self.config, self._dense_logits(batch), batch.labels)
+        return cell_losses(self.config, self._row_logits(batch), batch.labels) * batch.weights.unsqueeze(-1)
+
+    def _dense_logits(self, batch: DenseBatch) -> Float[Tensor, "k p"]:
+        if not self.checkpointing:
+            return self.head.score_pairs(batch.dna, self.head.encode(batch.pairs), max_cells=batch.labels.numel())
+        pairs = self._twice(self.head.encode, batch.pairs)
+        grouped = tuple(tensor.unsqueeze(0) for tensor in pairs)
+        rows = max(1, CELLS_AT_ONCE // max(1, batch.labels.shape[1]))
+        parts = [self._twice(self._meet, part, grouped)[0] for part in torch.split(batch.dna, rows)]
+        return torch.cat(parts)
+
+    def _meet(self, dna: Float[Tensor, "k d"], grouped: tuple[Tensor, ...]) -> Float[Tensor, "one k p"]:
+        return self.head.interact(self.head.encode_dna(dna).unsqueeze(0), grouped)
+
+    def _row_logits(self, batch: Batch[Tensor]) -> Float[Tensor, "b n"]:
+        if not self.checkpointing:
+            return cast(Tensor, self.head(batch))
+        n = -(-batch.labels.numel() // CELLS_AT_ONCE)
+        logits = batch.labels.new_zeros(batch.labels.shape)
+        for part, piece in enumerate(pieces(batch, n)):
+            logits[part::n] = self._twice(self.head, piece).float()
+        return logits
+
+    def _twice(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        return checkpoint(function, *inputs, use_reentrant=False)
+
+
+def labelled_weight(batch: AnyBatch) -> Tensor:
+    """Return what the sum of a batch's cell losses is divided by: its labelled cells, by their rows' weight."""
+    labelled = ~batch.labels.isnan()
+    if isinstance(batch, DenseBatch):
+        return labelled.sum().float()
+    return (labelled * batch.weights.unsqueeze(-1)).sum()
