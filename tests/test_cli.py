@@ -56,6 +56,12 @@ def write_inputs(folder: Path) -> None:
     (folder / "experiments.tsv").write_text("experiment\tlaboratory\nE0.REB1.BY4741\tours\n")
     (folder / "promoters.bed").write_text("chrI\t100\t600\tfirst\n")
     (folder / "blacklist.bed").write_text("chr1\t23000\t23500\n")
+    (folder / "domains.tsv").write_text("gene\tdomain\nREB1\tMyb/SANT\nRAP1\tMyb/SANT\n")
+    (folder / "targets_human.txt").write_text("index\tdescription\n0\tDNASE:K562\n1\tCHIP:CTCF:MCF-7\n")
+    (folder / "random-ranges.bed").write_text("chrI\t4100\t4164\nchrII\t20100\t20164\n")
+    (folder / "negative-peaks").mkdir()
+    unbound = np.array([".REB1." not in peak[3] for peak in peaks])
+    np.save(folder / "negative-peaks" / "E0.REB1.BY4741.bed.bool.npy", unbound)
     (folder / "tracks").mkdir()
     for track in ("SRX1", "SRX2"):
         bigwig = pyBigWig.open(str(folder / "tracks" / f"{track}.bw"), "w")

@@ -39,7 +39,9 @@ def test_a_bed_file_and_an_imported_set_ask_for_the_same_windows(store, tmp_path
     bed.write_text("# a comment\na\t511\t513\tfirst\na\t1100\t1101\n")
     import_loci(store, bed, "some")
     plans = [json.loads(embed(store, loci, "--json", verb="plan").stdout) for loci in (bed, "some")]
-    assert plans[0] == {**plans[1], "free_bytes": plans[0]["free_bytes"]}
+    for plan in plans:  # the machine's own, which other programs change from one second to the next
+        del plan["free_bytes"], plan["free_memory_bytes"]
+    assert plans[0] == plans[1]
     assert plans[0]["n_compute"] == 3
     assert embed(store, bed).exit_code == 0
     assert ok(store) == [0, 1, 2]

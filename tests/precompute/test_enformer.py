@@ -28,6 +28,7 @@ from tfbind_store.precompute.enformer import (
     save_trunk,
     trunk_features,
 )
+from tfbind_store.precompute.stretch import LEAST_CHUNK_TOKENS
 from tfbind_store.precompute.weights import read_safetensors
 
 SMALL = {"dim": 48, "depth": 1, "heads": 4, "attn_dim_key": 8, "num_downsamples": 7, "dim_divisible_by": 8}
@@ -160,8 +161,10 @@ class TestMemory:
         genome = TinyGenome({"a": 5 * 64 * 128})
         wide = random_trunk({**SMALL, "dim": 192}, seed=1)
         free, bound = (EnformerEmbedder(wide, device="cpu", batch_size=32) for _ in range(2))
-        at_most = 26_000_000
-        assert bound.fast.working_bytes(chunk_tokens=256, window_tokens=128, batch_windows=32) > at_most
+        least = bound.fast.working_bytes(chunk_tokens=LEAST_CHUNK_TOKENS, window_tokens=128, batch_windows=1)
+        most = bound.fast.working_bytes(chunk_tokens=256, window_tokens=128, batch_windows=32)
+        at_most = least + 100_000
+        assert at_most < most
         bound.limit_memory(at_most, self.grid)
         assert bound.batch_size < 32
         assert bound.chunk_tokens < 256

@@ -171,7 +171,7 @@ def import_families(store: Path, path: Path, strict: bool, as_json: bool) -> Non
     _print_report(ingest.import_families(Store.open(store), path, strict=strict), as_json=as_json)
 
 
-@import_.command("trunk", examples=["tfbind import trunk human.store targets_human.txt --name enformer"])
+@import_.command("trunk", examples=["tfbind import trunk yeast.store targets_human.txt --name enformer"])
 @STORE
 @SOURCE
 @click.option("--name", required=True, help="What the trunk is called.")
@@ -207,8 +207,8 @@ def import_loci(store: Path, path: Path, name: str, as_json: bool, **options: An
 @import_.command(
     "negatives",
     examples=[
-        "tfbind import negatives human.store random-ranges.bed",
-        "tfbind import negatives human.store remap.bed --scoped negative-peaks/",
+        "tfbind import negatives yeast.store random-ranges.bed",
+        "tfbind import negatives yeast.store peaks.bed.gz --scoped negative-peaks/",
     ],
 )
 @STORE

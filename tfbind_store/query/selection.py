@@ -323,16 +323,16 @@ class Selection:
                 store.grid.n_bins,
                 store.grid.bin_bp,
             )
-            digest, version = info["rows_sha256"], info["format"]
+            digest, version, n_folds = info["rows_sha256"], info["format"], info["folds"]["n"]
         except (ValueError, KeyError, TypeError) as error:
-            raise SelectionError("selection.json cannot be read", where=str(folder)) from error
+            fix = f"select again: tfbind select {store.path} {name} --overwrite"
+            raise SelectionError("selection.json cannot be read", where=str(folder), fix=fix) from error
         if version != FORMAT_VERSION:
             raise SelectionError(f"selection of format {version}, this version reads {FORMAT_VERSION}", where=name)
         if not fits:
             raise SelectionError("selection of another genome or grid", where=str(folder), fix="select again")
         if rowfile.sha256_of(folder / ROWS_FILE) != digest:
             raise SelectionError("rows.parquet is not what selection.json says", where=str(folder), fix="select again")
-        n_folds = info["folds"]["n"]
         if fold is not None and not 0 <= fold < n_folds:
             fix = f"one of 0 to {n_folds - 1}" if n_folds else "give tfbind select --folds to have some"
             raise SelectionError(f"no fold {fold}: the selection has {n_folds}", where=f"selection {name}", fix=fix)
