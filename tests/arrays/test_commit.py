@@ -34,7 +34,7 @@ from tfbind_store.arrays.receipts import read_receipt, receipt_path
 from tfbind_store.arrays.sharded import publish_shard
 from tfbind_store.errors import DamagedShard, EmbeddingError, MissingWindow, NoSpace, StoreError, StoreReadOnly
 
-WORKER = Path(__file__).with_name("crash_worker.py")
+WORKER = Path(__file__).parents[1] / "crash_worker.py"
 
 
 def publish(layout, shard_id=0, *, states=None, seed=0, **options):
