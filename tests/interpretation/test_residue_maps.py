@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from tests.planted import DOMAINS, Planted, make_planted, planted_protein
 from tfbind_store.catalog.database import Catalog
@@ -81,6 +82,27 @@ def test_the_table_has_every_bin_and_residue(tmp_path: Path) -> None:
     assert columns["filip"].tolist() == pytest.approx([0.1, 0.2, 0.3, 0, 0, 0.2, 0, 0.2])
     with pytest.raises(ConfigError, match="no kind of file"):
         write_map(tmp_path / "m.txt", literal_map())
+
+
+def test_the_group_opens_with_plain_zarr_and_is_replaced(tmp_path: Path) -> None:
+    found = literal_map()
+    for _ in range(2):
+        group = zarr.open_group(write_map(tmp_path / "m.zarr", found, [found.domain(1, 3)]), mode="r")
+    assert dict(group.attrs) == {"locus": "c:0-20", "factor": "F", "biotype": "b", "domains": [[1, 3]]}
+    np.testing.assert_array_equal(group["filip"][:], found.views["filip"])
+    assert group["filip"].metadata.dimension_names == ("bin", "residue")
+    assert bytes(group["letter"][:]).decode() == "MKRW"
+    for name, values in {"start": found.starts, "end": found.ends, "subunit": found.subunit}.items():
+        np.testing.assert_array_equal(group[name][:], values)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.zarr"]
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "m.zarr").mkdir()
+    (tmp_path / "m.zarr" / "thesis.txt").write_text("all of it")
+    with pytest.raises(ConfigError, match="something else lies there"):
+        write_map(tmp_path / "m.zarr", literal_map())
+    assert (tmp_path / "m.zarr" / "thesis.txt").read_text() == "all of it"
 
 
 def test_the_figure_is_one_svg(tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ def interpret(
 @click.command(
     cls=Command,
     examples=[
-        "tfbind residues yeast.store/runs/adapter --factor REB1 --at chrI:200-3000 --domain 20-60 --out reb1.svg",
+        "tfbind residues yeast.store/runs/adapter --factor REB1 --at chrI:200-3000 --domain 20-60 --out reb1.svg "
+        "--out reb1.zarr",
     ],
 )
 @click.argument("run", type=click.Path(path_type=Path))
@@ -104,7 +105,7 @@ def interpret(
 @BIOTYPE
 @click.option("--at", required=True, metavar="LOCUS", help="Such as chrI:200-3000, 0-based, half-open.")
 @click.option("--domain", "domains", multiple=True, metavar="START-END", help="Residues to count, 0-based, half-open.")
-@click.option("--out", multiple=True, type=click.Path(path_type=Path), help="File: .parquet or .svg. Repeatable.")
+@click.option("--out", multiple=True, type=click.Path(path_type=Path), help=".parquet, .zarr or .svg. Repeatable.")
 @json_option
 def residues(
     run: Path,

@@ -17,6 +17,7 @@ length would is counted (`Domain`) and reported as it comes out.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +32,7 @@ from torch import Tensor
 
 from tfbind_store.catalog.database import Catalog
 from tfbind_store.drawing.figures import COLOURS, Picture, draw_rows
-from tfbind_store.durable import publish
+from tfbind_store.durable import publish, temporary_beside
 from tfbind_store.errors import ConfigError, MissingWindow
 from tfbind_store.feeding.bins import BinReader
 from tfbind_store.heads.base import Intermediates
@@ -41,7 +42,7 @@ from tfbind_store.prediction.files import bins_of_loci
 from tfbind_store.scoring.bins import LoadedRun, load_run
 from tfbind_store.store.folder import Store
 
-SUFFIXES = (".parquet", ".svg")
+SUFFIXES = (".parquet", ".zarr", ".svg")
 VIEWS = ("filip", "attention", "reading")
 MAX_CELLS = 20_000_000
 """Bins times residues; beyond, a table is of no use."""
@@ -205,18 +206,56 @@ def _letters(
 
 
 def write_map(out: Path, found: ResidueMap, domains: Sequence[Domain] = ()) -> Path:
-    """Write a map as a table of every bin and residue, or as a figure.
+    """Write a map as a table of every bin and residue, as a Zarr group, or as a figure.
+
+    The group holds ``filip``, ``attention`` and ``reading`` as (bins, residues), as far as they are there, beside
+    ``start``, ``end`` and ``logit`` of bins and ``letter`` (ASCII) and ``subunit`` of residues.
 
     Raises
     ------
     ConfigError
-        If the name ends otherwise.
+        If the name ends otherwise, or stands for a folder that holds something else.
     """
     require_map_name(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix.lower() == ".svg":
-        publish(out, [draw_map(found, domains).svg.encode()])
-        return out
+    {".svg": _write_figure, ".zarr": _write_group, ".parquet": _write_table}[out.suffix.lower()](out, found, domains)
+    return out
+
+
+def _write_figure(out: Path, found: ResidueMap, domains: Sequence[Domain]) -> None:
+    publish(out, [draw_map(found, domains).svg.encode()])
+
+
+def _write_group(out: Path, found: ResidueMap, domains: Sequence[Domain]) -> None:
+    import zarr
+
+    if out.exists() and not (out / "zarr.json").is_file():
+        raise ConfigError("something else lies there", where=str(out), fix="choose another name, or move it away")
+    building, old = temporary_beside(out), temporary_beside(out)
+    try:
+        group = zarr.open_group(building, mode="w-", zarr_format=3)
+        group.attrs.update(
+            {
+                "locus": str(found.locus),
+                "factor": found.factor,
+                "biotype": found.biotype,
+                "domains": [[domain.start, domain.end] for domain in domains],
+            }
+        )
+        columns = {"start": found.starts, "end": found.ends, "logit": found.logits, "subunit": found.subunit}
+        letters = np.frombuffer(found.letters.encode("ascii"), dtype=np.uint8)
+        for name, values in {**columns, "letter": letters, **found.views}.items():
+            names = ("bin", "residue") if values.ndim == 2 else ("residue" if name in ("subunit", "letter") else "bin",)
+            group.create_array(name, data=values, dimension_names=names)
+        if out.exists():
+            out.rename(old)
+        building.rename(out)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_table(out: Path, found: ResidueMap, domains: Sequence[Domain]) -> None:
     n_bins, n_residues = len(found.starts), len(found.letters)
     numbers = np.arange(n_residues)
     within = numbers - np.searchsorted(found.subunit, found.subunit)
@@ -233,13 +272,12 @@ def write_map(out: Path, found: ResidueMap, domains: Sequence[Domain] = ()) -> P
         **{name: np.ascontiguousarray(view).reshape(-1) for name, view in found.views.items()},
     }
     Catalog.write_parquet(out, columns)
-    return out
 
 
 def require_map_name(out: Path) -> None:
     """Refuse a file of a kind that maps are not written as."""
     if out.suffix.lower() not in SUFFIXES:
-        fix = "end the name with .parquet or .svg"
+        fix = "end the name with .parquet, .zarr or .svg"
         raise ConfigError(f"{out.suffix or out.name!r} is no kind of file to write", where=str(out), fix=fix)
 
 
