@@ -110,7 +110,11 @@ def test_heads_know_no_store() -> None:
 
 
 @pytest.mark.parametrize(
-    ("library", "room"), [("duckdb", {"catalog.database", "catalog.stranger_process"}), ("zarr", {"arrays.sharded"})]
+    ("library", "room"),
+    [
+        ("duckdb", {"catalog.database", "catalog.stranger_process"}),
+        ("zarr", {"arrays.sharded", "arrays.groups"}),
+    ],
 )
 def test_only_one_module_knows(library: str, room: set[str]) -> None:
     users = {module for module, tree in MODULES.items() for name in imports(tree) if name.split(".")[0] == library}

@@ -97,14 +97,6 @@ def test_the_group_opens_with_plain_zarr_and_is_replaced(tmp_path: Path) -> None
     assert [path.name for path in tmp_path.iterdir()] == ["m.zarr"]
 
 
-def test_a_folder_of_something_else_is_not_replaced(tmp_path: Path) -> None:
-    (tmp_path / "m.zarr").mkdir()
-    (tmp_path / "m.zarr" / "thesis.txt").write_text("all of it")
-    with pytest.raises(ConfigError, match="something else lies there"):
-        write_map(tmp_path / "m.zarr", literal_map())
-    assert (tmp_path / "m.zarr" / "thesis.txt").read_text() == "all of it"
-
-
 def test_the_figure_is_one_svg(tmp_path: Path) -> None:
     text = write_map(tmp_path / "m.svg", literal_map(), [literal_map().domain(1, 3)]).read_text()
     assert text.startswith("<svg")

@@ -17,7 +17,6 @@ length would is counted (`Domain`) and reported as it comes out.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,9 +29,10 @@ from jaxtyping import Float32, Int16, Int64
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from tfbind_store.arrays.groups import write_group
 from tfbind_store.catalog.database import Catalog
 from tfbind_store.drawing.figures import COLOURS, Picture, draw_rows
-from tfbind_store.durable import publish, temporary_beside
+from tfbind_store.durable import publish
 from tfbind_store.errors import ConfigError, MissingWindow
 from tfbind_store.feeding.bins import BinReader
 from tfbind_store.heads.base import Intermediates
@@ -227,32 +227,13 @@ def _write_figure(out: Path, found: ResidueMap, domains: Sequence[Domain]) -> No
 
 
 def _write_group(out: Path, found: ResidueMap, domains: Sequence[Domain]) -> None:
-    import zarr
-
-    if out.exists() and not (out / "zarr.json").is_file():
-        raise ConfigError("something else lies there", where=str(out), fix="choose another name, or move it away")
-    building, old = temporary_beside(out), temporary_beside(out)
-    try:
-        group = zarr.open_group(building, mode="w-", zarr_format=3)
-        group.attrs.update(
-            {
-                "locus": str(found.locus),
-                "factor": found.factor,
-                "biotype": found.biotype,
-                "domains": [[domain.start, domain.end] for domain in domains],
-            }
-        )
-        columns = {"start": found.starts, "end": found.ends, "logit": found.logits, "subunit": found.subunit}
-        letters = np.frombuffer(found.letters.encode("ascii"), dtype=np.uint8)
-        for name, values in {**columns, "letter": letters, **found.views}.items():
-            names = ("bin", "residue") if values.ndim == 2 else ("residue" if name in ("subunit", "letter") else "bin",)
-            group.create_array(name, data=values, dimension_names=names)
-        if out.exists():
-            out.rename(old)
-        building.rename(out)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    letters = np.frombuffer(found.letters.encode("ascii"), dtype=np.uint8)
+    arrays = {name: (view, ("bin", "residue")) for name, view in found.views.items()}
+    of_bins = {"start": found.starts, "end": found.ends, "logit": found.logits}
+    arrays |= {name: (values, ("bin",)) for name, values in of_bins.items()}
+    arrays |= {name: (values, ("residue",)) for name, values in {"letter": letters, "subunit": found.subunit}.items()}
+    said = {"locus": str(found.locus), "factor": found.factor, "biotype": found.biotype}
+    write_group(out, arrays, {**said, "domains": [[domain.start, domain.end] for domain in domains]})
 
 
 def _write_table(out: Path, found: ResidueMap, domains: Sequence[Domain]) -> None:
