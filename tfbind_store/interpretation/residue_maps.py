@@ -228,7 +228,9 @@ def _write_figure(out: Path, found: ResidueMap, domains: Sequence[Domain]) -> No
 
 def _write_group(out: Path, found: ResidueMap, domains: Sequence[Domain]) -> None:
     letters = np.frombuffer(found.letters.encode("ascii"), dtype=np.uint8)
-    arrays = {name: (view, ("bin", "residue")) for name, view in found.views.items()}
+    arrays: dict[str, tuple[np.ndarray, tuple[str, ...]]] = {
+        name: (view, ("bin", "residue")) for name, view in found.views.items()
+    }
     of_bins = {"start": found.starts, "end": found.ends, "logit": found.logits}
     arrays |= {name: (values, ("bin",)) for name, values in of_bins.items()}
     arrays |= {name: (values, ("residue",)) for name, values in {"letter": letters, "subunit": found.subunit}.items()}
