@@ -163,6 +163,85 @@ def test_scoped_negatives_are_drawn_where_they_are_asked_for(trainer_of):
     assert trainer_of().selection.info["config"]["negatives"] == ["random:1"]
 
 
+class TestNegativesOfOthers:
+    """The reference's negative_bed_file and scoped negatives."""
+
+    @pytest.fixture
+    def beds(self, tmp_path, files):
+        """Peaks that leave the start of chr1 free, loci there, and rows half of which are one experiment's."""
+        peaks = [line.split("\t") for line in (files / "remap.bed").read_text().splitlines()]
+        kept = ["\t".join(peak) + "\n" for peak in peaks if peak[0] != "chr1" or int(peak[1]) > 4_000]
+        (tmp_path / "peaks.bed").write_text("".join(kept))
+        starts = range(20, 3_300, 40)
+        (tmp_path / "negatives.bed").write_text("".join(f"chr1\t{start}\t{start + 10}\n" for start in starts))
+        (tmp_path / "common.bed").write_text("".join(f"chr2\t{30 + 300 * n}\t{40 + 300 * n}\n" for n in range(16)))
+        (tmp_path / "scoped").mkdir()
+        np.save(tmp_path / "scoped" / "GSE0.AAA.K562.bed.bool.npy", np.arange(16) < 8)
+        return tmp_path
+
+    def negatives(self, trainer):
+        rows = trainer.selection.columns("train", names=("window", "bin", "experiment", "label"))
+        unbound = rows["label"][:, 0] == 0
+        return rows["window"][unbound].astype(np.int64) * trainer.store.grid.n_bins + rows["bin"][unbound]
+
+    def bins_of(self, trainer, bed):
+        tiling = trainer.store.tiling
+        found = set()
+        for line in bed.read_text().splitlines():
+            chrom, start, end = line.split("\t")
+            first = tiling.first_window[tiling.chrom_index[chrom]] * tiling.grid.n_bins
+            found |= {int(first) + b for b in range(int(start) // 32, (int(end) - 1) // 32 + 1)}
+        return found
+
+    def test_a_bed_of_negatives_takes_the_place_of_random_ones(self, trainer_of, beds):
+        trainer = trainer_of(remap_bed_file=beds / "peaks.bed", negative_bed_file=beds / "negatives.bed")
+        assert trainer.selection.info["config"]["negatives"] == ["listed:1"]
+        bins = self.negatives(trainer)
+        assert len(bins) > 50
+        assert set(bins.tolist()) <= self.bins_of(trainer, beds / "negatives.bed")
+        assert np.isfinite(trainer()["loss"])
+
+    def test_scoped_arrays_are_of_their_own_experiment(self, trainer_of, beds):
+        trainer = trainer_of(
+            include_scoped_negs=True, scoped_negs_remap_bed_path=beds / "common.bed", scoped_negs_path=beds / "scoped"
+        )
+        assert trainer.selection.info["config"]["negatives"] == ["random:1", "listed:1"]
+        with trainer.store.reader() as catalog:
+            listed = catalog.rows(
+                "SELECT DISTINCT experiment, start_bp FROM data.listed_negatives JOIN data.experiments USING "
+                "(experiment_id)"
+            )
+        assert {name for name, _ in listed} == {"GSE0.AAA.K562"}
+        assert sorted(start for _, start in listed) == [30 + 300 * n for n in range(8)]
+
+    def test_too_few_negatives_are_told(self, trainer_of, beds, caplog):
+        trainer_of(negative_bed_file=beds / "common.bed")
+        assert "negatives are missing: listed" in caplog.text
+
+    def test_both_are_one_pool_of_twice_as_many(self, trainer_of, beds):
+        places = {"scoped_negs_remap_bed_path": beds / "common.bed", "scoped_negs_path": beds / "scoped"}
+        trainer = trainer_of(negative_bed_file=beds / "negatives.bed", include_scoped_negs=True, **places)
+        assert trainer.selection.info["config"]["negatives"] == ["listed:2"]
+
+    def test_half_of_them_is_refused(self, trainer_of, beds):
+        with pytest.raises(ConfigError, match="half given"):
+            trainer_of(include_scoped_negs=True, scoped_negs_path=beds / "scoped")
+        with pytest.raises(ConfigError, match="half given"):
+            trainer_of(scoped_negs_path=beds / "scoped", scoped_negs_remap_bed_path=beds / "common.bed")
+
+
+def test_a_share_of_the_training_peaks_is_taken(trainer_of):
+    whole, part = trainer_of(), trainer_of(train_sample_frac=0.5)
+    assert 0.3 < len(part.selection.columns("train")["label"]) / len(whole.selection.columns("train")["label"]) < 0.7
+
+
+def test_a_table_of_cell_types_may_be_left_out_and_must_be_there(trainer_of, files):
+    trainer = trainer_of(biotypes_metadata_path=files / "cells.tsv", include_biotypes_metadata_in_context=False)
+    assert trainer.store.path == trainer_of().store.path
+    with pytest.raises(ConfigError, match="needs a table"):
+        trainer_of(include_biotypes_metadata_in_context=True)
+
+
 def test_chromosomes_that_are_not_there_are_counted(trainer_of, caplog):
     trainer_of(train_chromosome_ids=[1, 2, 23, "X"])
     assert "2 chromosomes are not in the genome and left out: 23, X" in caplog.text

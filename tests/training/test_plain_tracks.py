@@ -11,9 +11,9 @@ import torch
 
 from tests.planted import Planted, make_planted
 from tfbind_store.errors import CheckpointError, ConfigError, SelectionError
-from tfbind_store.heads.plain_tracks import PlainTracks, load_tracks, track_loss
+from tfbind_store.heads.plain_tracks import PlainTracks, load_tracks
+from tfbind_store.heads.track_losses import mean_loss
 from tfbind_store.ingest import import_loci, import_peak_tracks
-from tfbind_store.metrics.tracks import pearson, score_tracks, spearman
 from tfbind_store.training.plain_tracks import PlainTrackConfig, SpeciesTracks, train_plain_tracks
 
 
@@ -72,10 +72,10 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(
         calls += 1
         if calls > 17:
             raise KeyboardInterrupt
-        return track_loss(*args)
+        return mean_loss(*args)
 
     out = tmp_path / "stopped.safetensors"
-    monkeypatch.setattr("tfbind_store.training.plain_tracks.track_loss", dies)
+    monkeypatch.setattr("tfbind_store.training.plain_tracks.mean_loss", dies)
     with pytest.raises(KeyboardInterrupt):
         train_plain_tracks(sources(two), out, config)
     assert not out.exists()
@@ -107,7 +107,7 @@ class TestLoss:
     def test_poisson_is_the_formula_over_what_was_measured(self) -> None:
         rates = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]], requires_grad=True)
         labels = torch.tensor([[[2.0, float("nan")], [0.0, float("nan")]]])
-        loss = track_loss("poisson", rates, labels)
+        loss = mean_loss("poisson", rates, labels)
         loss.backward()
         assert loss.item() == pytest.approx((1 - 2 * np.log(1.0) + 3) / 2)
         assert rates.grad is not None
@@ -122,39 +122,17 @@ class TestLoss:
             1 - np.corrcoef(rates[b, ~np.isnan(labels[b, :, t]), t], labels[b, ~np.isnan(labels[b, :, t]), t])[0, 1]
             for b, t in ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1))
         ]
-        found = track_loss("pearson", torch.tensor(rates), torch.tensor(labels)).item()
+        found = mean_loss("pearson", torch.tensor(rates), torch.tensor(labels)).item()
         assert found == pytest.approx(np.mean(cells), abs=1e-5)
 
     @pytest.mark.parametrize("kind", ["poisson", "pearson"])
     def test_nothing_measured_is_no_loss(self, kind: str) -> None:
         rates = torch.ones(1, 4, 2, requires_grad=True)
-        loss = track_loss(kind, rates, torch.full((1, 4, 2), float("nan")))  # type: ignore[arg-type]
+        loss = mean_loss(kind, rates, torch.full((1, 4, 2), float("nan")))  # type: ignore[arg-type]
         loss.backward()
         assert loss.item() == 0
         assert rates.grad is not None
         assert (rates.grad == 0).all()
-
-
-class TestScores:
-    def test_ties_have_their_mean_rank(self) -> None:
-        x, y = np.array([1.0, 2, 2, 3]), np.array([10.0, 20, 30, 40])
-        assert spearman(x, y) == pytest.approx(pearson(np.array([1, 2.5, 2.5, 4]), np.array([1.0, 2, 3, 4])))
-
-    def test_missing_values_are_left_out(self) -> None:
-        rng = np.random.default_rng(0)
-        measured = rng.random((50, 2))
-        predicted = measured.copy()
-        predicted[:10] = 99
-        measured[:10] = np.nan
-        scores = score_tracks(predicted, measured)
-        np.testing.assert_allclose(scores.pearson_over_bins, 1)
-        assert scores.pearson_over_tracks == pytest.approx(1)
-        assert scores.n_values == 80
-
-    def test_what_does_not_vary_has_no_correlation(self) -> None:
-        scores = score_tracks(np.ones((5, 1)), np.arange(5.0)[:, None])
-        assert np.isnan(scores.pearson_over_bins[0])
-        assert np.isnan(scores.pearson_over_tracks)
 
 
 def test_mistakes_are_told(two: dict[str, Planted], tmp_path: Path) -> None:

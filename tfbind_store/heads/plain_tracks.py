@@ -1,6 +1,6 @@
 """Heads that give tracks from DNA alone: one output layer per species on one shared layer, no protein, no context.
 
-A prediction is a rate, above zero. Losses take NaN as what it is: not measured, no loss and no gradient.
+A prediction is a rate, above zero; ``heads.track_losses`` holds it against what was measured.
 """
 
 # b windows · n bins · d trunk dim · t tracks of a species
@@ -10,11 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import safetensors
 import safetensors.torch
-import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -24,7 +22,6 @@ from tfbind_store.heads.base import Standardise
 from tfbind_store.heads.checkpoint import write_atomically
 from tfbind_store.spec import canonical_json
 
-TrackLoss = Literal["poisson", "pearson"]
 METADATA_KEY = "tfbind_plain_tracks"
 
 
@@ -68,29 +65,6 @@ class PlainTracks(nn.Module):
         scale = self.scale[f"of_{list(self.tracks).index(species)}"]
         assert isinstance(scale, Standardise)
         scale.fit(mean, std)
-
-
-def track_loss(kind: TrackLoss, rates: Float[Tensor, "b n t"], labels: Float[Tensor, "b n t"]) -> Float[Tensor, ""]:
-    """Return the loss over what was measured; zero, with a gradient of zero, where nothing was.
-
-    ``poisson``: the mean over bins of rate - label * log(rate); labels must not be negative. ``pearson``: the mean over
-    windows and tracks of 1 minus the correlation along the window, where both vary.
-    """
-    known = ~labels.isnan()
-    truth = torch.where(known, labels, torch.zeros_like(labels)).float()
-    rates = rates.float()
-    if kind == "poisson":
-        cells = torch.where(known, rates - truth * torch.log(rates.clamp(min=1e-8)), torch.zeros_like(rates))
-        return cells.sum() / known.sum().clamp(min=1)
-    n = known.sum(dim=1, keepdim=True).clamp(min=1)
-    x, y = torch.where(known, rates, 0.0), truth
-    x = torch.where(known, x - x.sum(dim=1, keepdim=True) / n, 0.0)
-    y = torch.where(known, y - y.sum(dim=1, keepdim=True) / n, 0.0)
-    spread = (y * y).sum(dim=1)
-    varies = spread > 1e-12
-    scale = torch.sqrt(((x * x).sum(dim=1) + 1e-8) * torch.where(varies, spread, torch.ones_like(spread)))
-    cells = torch.where(varies, 1 - (x * y).sum(dim=1) / scale, torch.zeros_like(spread))
-    return cells.sum() / varies.sum().clamp(min=1)
 
 
 def save_tracks(path: Path, head: PlainTracks, about: Mapping[str, object]) -> None:

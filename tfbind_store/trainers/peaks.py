@@ -14,12 +14,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import xxhash
 from enformer_pytorch import Enformer
-from jaxtyping import Int64
 
 from tfbind_store import config as configs
 from tfbind_store.adapter_model import AdapterModel
@@ -27,34 +25,35 @@ from tfbind_store.errors import ConfigError
 from tfbind_store.feeding.feed import choose_arrays
 from tfbind_store.fetch import trainer_folder
 from tfbind_store.heads import Head, LossConfig
-from tfbind_store.ingest import import_biotypes, import_experiments, import_peaks, import_proteins
 from tfbind_store.learning.processes import Processes
 from tfbind_store.loci import Grid
 from tfbind_store.precompute.embedder import (
     SequenceEmbedder,
     TextEmbedder,
-    make_sequence_embedder,
-    make_text_embedder,
 )
-from tfbind_store.precompute.enformer import EnformerEmbedder, load_trunk, save_trunk
-from tfbind_store.precompute.rows import embed_contexts, embed_factors
-from tfbind_store.precompute.run import embed_windows
-from tfbind_store.precompute.trunk_files import trunk_tensors
-from tfbind_store.precompute.weights import pick_device, weights_digest
+from tfbind_store.precompute.enformer import EnformerEmbedder, load_trunk
+from tfbind_store.precompute.weights import pick_device
 from tfbind_store.query.loader import Arrays
 from tfbind_store.query.selection import INFO_FILE, Selection, SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
 from tfbind_store.store.folder import Store
+from tfbind_store.trainers.cache import (
+    Choice,
+    biotype_template,
+    embed_all,
+    hashed,
+    known_chroms,
+    parts_of,
+    trunk_folder,
+)
+from tfbind_store.trainers.peak_store import ListedNegatives, made_or_found
 from tfbind_store.training.batches import Numbered
 from tfbind_store.training.material import gather_material
 from tfbind_store.training.train import TrainConfig, TrainingRun
 
-SPECIES_PRIORITY = ("human", "mouse", "unknown")
 WITHOUT_END = 10**9
 REFERENCE_LEAKS = ("paralog", "trunk")
 """What the reference's arguments cannot say; the selection records it and a warning names it."""
-Choice = str | Mapping[str, Any]
-"""An embedder's name, or a mapping of its name and options."""
 _log = logging.getLogger(__name__)
 
 
@@ -86,12 +85,19 @@ class Trainer:
         In no training row, under any name, in any complex, with any treatment; they validate.
     exclude_targets, exclude_cell_types
         In no row.
-    remap_sample_frac
-        Share of the peaks to take, chosen by the seed.
+    remap_sample_frac, train_sample_frac
+        Shares of the peaks to take, chosen by the seed; both count. Validation is complete whatever they are.
+    negative_bed_file
+        Loci that are not bound, as many as positives; what peaks contradict is left out. Without it, bins are drawn
+        that no factor binds.
     include_scoped_negs
         Also take as negatives what other factors bind in the same cell type.
+    scoped_negs_remap_bed_path, scoped_negs_path
+        Take these from the rows of a BED and a folder of ``EXPERIMENT.bed.bool.npy`` over them, in place of the peaks.
     biotypes_metadata_path, include_biotypes_metadata_columns, biotypes_metadata_delimiter
         Table of cell types, and its columns that the context's text names beside the cell type.
+    include_biotypes_metadata_in_context
+        Needs the table; False does without it.
     experiments_json_path
         ReMap's ``experiments.json``: numbers of peaks.
     balance_sampling_by_target
@@ -132,8 +138,13 @@ class Trainer:
         exclude_targets: Sequence[str] = (),
         exclude_cell_types: Sequence[str] = (),
         remap_sample_frac: float = 1.0,
+        train_sample_frac: float = 1.0,
+        negative_bed_file: Path | str | None = None,
         include_scoped_negs: bool = False,
+        scoped_negs_remap_bed_path: Path | str | None = None,
+        scoped_negs_path: Path | str | None = None,
         biotypes_metadata_path: Path | str | None = None,
+        include_biotypes_metadata_in_context: bool | None = None,
         include_biotypes_metadata_columns: Sequence[str] = ("germ_layer", "cellline_cat"),
         biotypes_metadata_delimiter: str = " | ",
         experiments_json_path: Path | str | None = None,
@@ -159,11 +170,16 @@ class Trainer:
         if context_length < bin_bp or context_length % bin_bp:
             raise ConfigError(f"context_length {context_length} is no multiple of {bin_bp} bp", where="Trainer")
         grid = Grid(window_bp=context_length, n_bins=context_length // bin_bp, bin_bp=bin_bp)
-        template = biotypes_metadata_delimiter.join(
-            ["{biotype}", *(f"{{{c}}}" for c in include_biotypes_metadata_columns)]
+        biotypes, template = biotype_template(
+            biotypes_metadata_path, include_biotypes_metadata_columns, biotypes_metadata_delimiter,
+            wanted=include_biotypes_metadata_in_context, where="Trainer",
+        )  # fmt: skip
+        inputs = [fasta_file, remap_bed_file, factor_fasta_folder, biotypes, experiments_json_path]
+        listed = ListedNegatives.given(
+            negative_bed_file, include_scoped_negs, scoped_negs_remap_bed_path, scoped_negs_path
         )
-        inputs = [fasta_file, remap_bed_file, factor_fasta_folder, biotypes_metadata_path, experiments_json_path]
-        self.store = _made_or_found(cache, grid, [Path(path) if path else None for path in inputs], template)
+        paths = [Path(path) if path else None for path in inputs]
+        self.store = made_or_found(cache, grid, paths, template, listed)
         chromosomes = [known_chroms(self.store, ids) for ids in (train_chromosome_ids, valid_chromosome_ids)]
         hold_out = {"factor": list(held_out_targets), "biotype": list(held_out_cell_types)}
         split = SplitConfig(
@@ -173,14 +189,13 @@ class Trainer:
             hold_out_valid_share=1.0,
         )
         where, params = _excluding(factor=exclude_targets, biotype=exclude_cell_types)
-        negatives = ("random:1", "scoped:1") if include_scoped_negs else ("random:1",)
         chosen = SelectionConfig(
             where=where,
             params=params,
-            negatives=negatives,
+            negatives=listed.rules,
             split=split,
             allow_leaks=REFERENCE_LEAKS,
-            sample=remap_sample_frac,
+            sample=remap_sample_frac * train_sample_frac,
             seed=seed,
         )
         self.selection = _selected(self.store, chosen)
@@ -218,7 +233,7 @@ class Trainer:
         material = gather_material(
             self.store, self.selection, arrays, device=device, max_valid_bins=config.max_valid_bins
         )
-        digest = _hashed(configs.to_toml(config) + self.selection.info["rows_sha256"])
+        digest = hashed(configs.to_toml(config) + self.selection.info["rows_sha256"])
         path = self.store.run_dir(f"trainer-{digest}")
         path.mkdir(parents=True, exist_ok=True)
         return TrainingRun(material, config, path, Processes(), head)
@@ -273,110 +288,6 @@ class Trainer:
         self._batches = None
 
 
-class ModelParts(NamedTuple):
-    """What an `AdapterModel` brings beside its head."""
-
-    trunk: Enformer
-    proteins: Choice | SequenceEmbedder
-    contexts: Choice | TextEmbedder
-
-
-def parts_of(
-    model: AdapterModel,
-    proteins: Choice | SequenceEmbedder,
-    contexts: Choice | TextEmbedder,
-    *,
-    binary: bool,
-    where: str,
-) -> ModelParts:
-    """Return the trunk and the embedders of a model; those given stand in for what it does not have.
-
-    Raises
-    ------
-    ConfigError
-        If the model cannot be trained on stored bins.
-    """
-    if not isinstance(model.enformer, Enformer):
-        raise ConfigError("the model has no Enformer", where=where, fix="AdapterModel(enformer=…)")
-    if model.binary_target is not binary:
-        raise ConfigError(f"binary_target is {model.binary_target}", where=where, fix=f"binary_target={binary}")
-    if len(model.adapter.among_bins):
-        what = "genome_self_attn_depth: stored bins are scored each by itself"
-        raise ConfigError(what, where=where, fix="genome_self_attn_depth=0, or call the model itself")
-    if model.read_values is not None:
-        _log.warning("aux_read_value_loss is of whole sequences; %s trains on bins, without it", where)
-    return ModelParts(
-        model.enformer,
-        proteins if model.proteins is None else model.proteins.embedder,
-        contexts if model.texts is None else model.texts.embedder,
-    )
-
-
-def trunk_folder(trunk: Enformer | Path | str, cache: Path) -> Path:
-    """Return the trunk's folder; a model in memory gets one in the cache, named by its weights."""
-    if not isinstance(trunk, Enformer):
-        return Path(trunk)
-    folder = cache / "trunks" / weights_digest(trunk_tensors(trunk))[:16]
-    if not (folder / "model.safetensors").exists():
-        save_trunk(trunk, folder, None)
-    return folder
-
-
-def _made_or_found(cache: Path, grid: Grid, inputs: Sequence[Path | None], template: str) -> Store:
-    """Return the store of these files: the one in the cache, or a new one."""
-    fasta, peaks, proteins, biotypes, experiments = inputs
-    assert fasta is not None, "a genome is needed"
-    assert peaks is not None, "peaks are needed"
-    assert proteins is not None, "proteins are needed"
-    path = cache / f"{hashed_inputs(f'{grid.window_bp}/{grid.bin_bp} {template}', inputs)}.store"
-    store = Store.open(path) if path.exists() else Store.create(path, fasta=fasta, grid=grid)
-    # a call that has been made with the same file changes nothing
-    import_proteins(store, proteins, species_priority=SPECIES_PRIORITY)
-    import_peaks(store, peaks)
-    if biotypes is not None:
-        import_biotypes(store, biotypes, template=template)
-    if experiments is not None:
-        import_experiments(store, experiments)
-    return store
-
-
-def hashed_inputs(said: str, inputs: Sequence[Path | None]) -> str:
-    """Return a name for a store made of these files in the way that `said` says."""
-    return _hashed(" ".join([said, *(_digest(path) if path else "-" for path in inputs)]))
-
-
-def _hashed(text: str) -> str:
-    return xxhash.xxh3_64_hexdigest(text.encode())
-
-
-def _digest(path: Path) -> str:
-    """Return the hash of a file, or of a folder's names and files."""
-    hasher = xxhash.xxh3_128()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            hasher.update(str(file.relative_to(path)).encode())
-            with file.open("rb") as opened:
-                while block := opened.read(1 << 20):
-                    hasher.update(block)
-    return hasher.hexdigest()
-
-
-def known_chroms(store: Store, ids: Iterable[int | str]) -> tuple[str, ...]:
-    """Return the genome's names of chromosomes given by number or name."""
-    known: list[str] = []
-    absent: list[str] = []
-    for given in ids:
-        name = next((n for n in (str(given), f"chr{given}") if n in store.tiling.chrom_index), None)
-        name = name or store.meta.aliases.get(str(given))
-        (known if name else absent).append(name or str(given))
-    if not known:
-        fix = f"the genome has {', '.join(store.tiling.chroms[:12])}"
-        raise ConfigError(f"none of the chromosomes {', '.join(absent)} is in the genome", where="Trainer", fix=fix)
-    if absent:
-        _log.warning("%d chromosomes are not in the genome and left out: %s", len(absent), ", ".join(absent))
-    return tuple(dict.fromkeys(known))
-
-
 def _excluding(**names: Sequence[str]) -> tuple[str, dict[str, str]]:
     """Return a condition on peaks without these names, and its parameters."""
     terms, params = [], {}
@@ -389,11 +300,15 @@ def _excluding(**names: Sequence[str]) -> tuple[str, dict[str, str]]:
 
 def _selected(store: Store, config: SelectionConfig) -> Selection:
     """Return the selection of this config, made if it is not there."""
-    name = f"trainer-{_hashed(configs.to_toml(config))}"
+    name = f"trainer-{hashed(configs.to_toml(config))}"
     if not (store.selection_dir(name) / INFO_FILE).exists():
         make_selection(store, name, config)
     selection = Selection.open(store, name)
     selection.require_training_rows()
+    short = {kind: sum(of.values()) for kind, of in selection.info.get("shortfall", {}).items()}
+    if any(short.values()):
+        named = ", ".join(f"{kind} {number:,}" for kind, number in short.items() if number)
+        _log.warning("negatives are missing: %s; too few bins are far enough from all peaks", named)
     return selection
 
 
@@ -411,28 +326,3 @@ def _embedded(
     valid = [np.arange(*store.tiling.first_window[chrom : chrom + 2]) for chrom in chroms]
     windows = np.unique(np.concatenate([table["window"].astype(np.int64), *valid]))
     return embed_all(store, embedder, proteins, contexts, windows)
-
-
-def embed_all(
-    store: Store,
-    embedder: EnformerEmbedder,
-    proteins: Choice | SequenceEmbedder,
-    contexts: Choice | TextEmbedder,
-    windows: Int64[np.ndarray, " n"],
-) -> Arrays:
-    """Embed windows, factors and contexts that are not there yet; return the names of their arrays."""
-    sequences = make_sequence_embedder(*_named(proteins)) if isinstance(proteins, str | Mapping) else proteins
-    texts = make_text_embedder(*_named(contexts)) if isinstance(contexts, str | Mapping) else contexts
-    specs = embedder.spec(store.meta.genome, store.grid), sequences.spec(), texts.spec()
-    names = Arrays(*(spec.short_id for spec in specs))
-    embed_windows(store, embedder, name=names.windows, windows=windows).require_complete()
-    embed_factors(store, sequences, name=names.proteins).require_complete()
-    embed_contexts(store, texts, name=names.contexts).require_complete()
-    return choose_arrays(store, windows=names.windows, proteins=names.proteins, contexts=names.contexts)
-
-
-def _named(choice: Choice) -> tuple[str, dict[str, Any]]:
-    if isinstance(choice, str):
-        return choice, {}
-    options = dict(choice)
-    return str(options.pop("name")), options

@@ -1,309 +1,347 @@
-"""Train a head on bigWig tracks from files, in one object: one call, one optimizer step, one log.
+"""Train on bigWig tracks from files, in one object: one call, one optimizer step, one log.
 
-As `trainers.Trainer`, over a store that it makes in a cache folder or finds there. Each track is of a factor in a cell
-type; the head's answer for a bin becomes a rate by softplus, and is held against the track's number in that bin by the
-Poisson loss or by 1 - Pearson over the bins of a window. Bins without a number have no loss. One read of a window
-serves all tracks of a step.
+As `trainers.Trainer`, over a store for each species that it makes in a cache folder or finds there. Tracks of factors
+are asked of one head, with protein and context, for all species together; tracks that DNA alone gives have an output
+layer for each species on a shared one. Rates are held against the numbers of the bins by the Poisson loss or by
+1 - Pearson over a window. Bins without a number have no loss. One read of a window serves all tracks of a step.
 """
-
-# w windows · n bins · t tracks · d trunk dim
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from enformer_pytorch import Enformer
-from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import nn
 
 from tfbind_store.adapter_model import AdapterModel
-from tfbind_store.errors import ConfigError, SelectionError, TrainingError
-from tfbind_store.feeding.feed import Experiments, PairSource
+from tfbind_store.errors import ConfigError
 from tfbind_store.fetch import trainer_folder
-from tfbind_store.heads import Geometry, Scaling, make_head
-from tfbind_store.heads.track_losses import LossKind, n_counted, pearson, summed_loss
-from tfbind_store.ingest import import_proteins, import_tracks
-from tfbind_store.learning.optimiser import adamw, clip, trainable
-from tfbind_store.learning.passes import Place, endless
-from tfbind_store.learning.state import optimizer_tensors, put_back, read_state, restore_optimizer, write_state
+from tfbind_store.heads import Geometry, Head, make_head
+from tfbind_store.heads.track_losses import LossKind
 from tfbind_store.loci import Grid
 from tfbind_store.precompute.embedder import SequenceEmbedder, TextEmbedder
 from tfbind_store.precompute.enformer import EnformerEmbedder, load_trunk
+from tfbind_store.precompute.run import embed_windows
 from tfbind_store.store.folder import Store
-from tfbind_store.trainers.peaks import (
-    SPECIES_PRIORITY,
-    Choice,
-    embed_all,
-    hashed_inputs,
-    known_chroms,
-    parts_of,
-    trunk_folder,
+from tfbind_store.trainers.cache import SPECIES_PRIORITY, Choice, biotype_template, embed_all, parts_of, trunk_folder
+from tfbind_store.trainers.plain_heads import PlainSource, plain_heads
+from tfbind_store.trainers.species import (
+    FACTOR_TRACKS,
+    PLAIN_TRACKS,
+    SpeciesFiles,
+    TrackFiles,
+    made_or_found,
+    windows_of,
 )
+from tfbind_store.training.track_steps import TrackRun, TrackSteps
+from tfbind_store.training.track_streams import FactorTracks, PlainStream, Stream
+from tfbind_store.training.track_windows import WindowSplit
 
-TRACKS = "tracks/tracks"
-
-
-class Tracks(NamedTuple):
-    """Tracks by row of the array, and what each is of."""
-
-    rows: Int64[np.ndarray, " t"]
-    pairs: Experiments
-
-    def take(self, places: np.ndarray) -> Tracks:
-        """Return some of them."""
-        return Tracks(self.rows[places], self.pairs.take(places))
+Ids = Iterable[int | str]
+Names = Sequence[str]
+File = Path | str
 
 
 class BigWigTrainer:
-    """Trains a head on tracks, one optimizer step per call.
+    """Trains on tracks, one optimizer step per call.
+
+    Give one species by `fasta_file` and `factor_fasta_folder`, or human and mouse by the arguments that begin so.
 
     Parameters
     ----------
     trunk
         An Enformer, or the folder of one; it is frozen. Or an `AdapterModel` of tracks: its trunk, its encoders and its
-        loss, and its `head` is what is trained.
-    bigwig_folder_path, annot_file_path
-        ``{experiment}.bw``, and ChIP-Atlas's experimentList, ENCODE's metadata, or a table with a column ``track``.
-    factor_fasta_folder, fasta_file
-        Proteins and genome.
+        loss; its `head`, and its `finetune_output_heads` where it has them, are what is trained.
+    bigwig_folder_path
+        ``{experiment}.bw`` of factors, each asked for with its protein and cell type.
+    bigwig_tracks_only_folder_path
+        The same of anything, given by DNA alone: a head for each species.
+    annot_file_path
+        ChIP-Atlas's experimentList, ENCODE's metadata, or a table with a column ``track``.
+    factor_fasta_folder, fasta_file, loci_path
+        Proteins, genome, and a BED of loci outside of which no window is taken.
+    only_ref, human_ref, mouse_ref
+        Assembly whose rows of the table are a species'.
     train_chromosome_ids, valid_chromosome_ids
-        Numbers or names.
+        Numbers or names; may be left out where loci say ``train`` and ``valid``.
+    enformer_train_valid_split
+        The fourth column of the loci says what trains and what validates.
     batch_size
-        Windows per micro-batch.
+        Windows per micro-batch and species.
     tracks_per_step
         Tracks against which each window is scored.
     context_length, target_length
         Bases that the trunk reads, and the bins in the middle that are kept; None keeps all.
-    only_ref
-        Assembly whose rows of the table are taken.
+    downsample_factor
+        Bases of a bin: the trunk's, and refused if it is another.
     bigwig_reduction_type
         What a bin's number is of its bases: ``sum`` or ``mean``.
     loss
         ``poisson``, or ``pearson``: 1 - Pearson over the bins of each window.
     held_out_targets, held_out_cell_types
         In no training step, in no complex and under no treatment; where given, they alone validate.
-    lr, wd, grad_clip_norm, grad_accum_every, validate_every, checkpoint_filename
+    biotypes_metadata_path, include_biotypes_metadata_columns, biotypes_metadata_delimiter
         As in `trainers.Trainer`, and so are the rest.
 
     Raises
     ------
     ConfigError
-        If a choice is out of range.
+        If a choice is out of range, or files of no species or of both kinds are given.
     SelectionError
         If no track is left to train on.
     """
 
     def __init__(
         self,
-        trunk: Enformer | AdapterModel | Path | str,
+        trunk: Enformer | AdapterModel | File,
         *,
-        bigwig_folder_path: Path | str,
-        annot_file_path: Path | str,
-        factor_fasta_folder: Path | str,
-        fasta_file: Path | str,
-        train_chromosome_ids: Iterable[int | str],
-        valid_chromosome_ids: Iterable[int | str],
+        annot_file_path: File,
         batch_size: int,
+        bigwig_folder_path: File | None = None,
+        bigwig_tracks_only_folder_path: File | None = None,
+        factor_fasta_folder: File | None = None,
+        fasta_file: File | None = None,
+        loci_path: File | None = None,
+        only_ref: str | None = None,
+        held_out_targets: Names = (),
+        held_out_cell_types: Names = (),
+        human_factor_fasta_folder: File | None = None,
+        human_fasta_file: File | None = None,
+        human_loci_path: File | None = None,
+        human_ref: str = "hg38",
+        held_out_targets_human: Names = (),
+        held_out_cell_types_human: Names = (),
+        mouse_factor_fasta_folder: File | None = None,
+        mouse_fasta_file: File | None = None,
+        mouse_loci_path: File | None = None,
+        mouse_ref: str = "mm10",
+        held_out_targets_mouse: Names = (),
+        held_out_cell_types_mouse: Names = (),
+        train_chromosome_ids: Ids = (),
+        valid_chromosome_ids: Ids = (),
+        enformer_train_valid_split: bool = True,
         tracks_per_step: int = 16,
         context_length: int = 4096,
         target_length: int | None = None,
-        only_ref: str | None = None,
+        downsample_factor: int | None = None,
         bigwig_reduction_type: Literal["sum", "mean"] = "sum",
         loss: LossKind = "poisson",
-        held_out_targets: Sequence[str] = (),
-        held_out_cell_types: Sequence[str] = (),
         lr: float = 3e-4,
         wd: float = 0.1,
         grad_clip_norm: float | None = None,
         grad_accum_every: int = 1,
         validate_every: int = 250,
-        checkpoint_filename: Path | str = "./checkpoint.safetensors",
+        biotypes_metadata_path: File | None = None,
+        include_biotypes_metadata_in_context: bool | None = None,
+        include_biotypes_metadata_columns: Names = ("germ_layer", "cellline_cat"),
+        biotypes_metadata_delimiter: str = " | ",
+        checkpoint_filename: File = "./checkpoint.safetensors",
         head: str = "adapter",
         head_options: Mapping[str, Any] | None = None,
         proteins: Choice | SequenceEmbedder = "composition",
         contexts: Choice | TextEmbedder = "hashed",
-        cache_path: Path | str | None = None,
+        cache_path: File | None = None,
         device: str = "auto",
         seed: int = 0,
     ) -> None:
-        if min(batch_size, tracks_per_step, grad_accum_every) < 1:
-            raise ConfigError("batch_size, tracks_per_step and grad_accum_every are 1 or more", where="BigWigTrainer")
-        cache, model = trainer_folder() if cache_path is None else Path(cache_path).expanduser(), None
-        if isinstance(trunk, AdapterModel):
-            model, where = trunk, "BigWigTrainer"
+        model, where = trunk if isinstance(trunk, AdapterModel) else None, "BigWigTrainer"
+        if model is not None:
             trunk, proteins, contexts = parts_of(model, proteins, contexts, binary=False, where=where)
             loss = model.loss_kind
-        embedder = EnformerEmbedder(load_trunk(trunk_folder(trunk, cache)), device=device)
-        bin_bp = embedder.geometry.bin_bp
-        grid = Grid(window_bp=context_length, n_bins=target_length or context_length // bin_bp, bin_bp=bin_bp)
-        paths = [Path(path) for path in (fasta_file, bigwig_folder_path, annot_file_path, factor_fasta_folder)]
-        said = f"{grid} {only_ref} {bigwig_reduction_type}"
-        path = cache / f"{hashed_inputs(said, paths)}.store"
-        self.store = Store.open(path) if path.exists() else Store.create(path, fasta=fasta_file, grid=grid)
-        import_proteins(self.store, factor_fasta_folder, species_priority=SPECIES_PRIORITY)
-        import_tracks(
-            self.store, bigwig_folder_path, annotation=annot_file_path, assembly=only_ref,
-            statistic=bigwig_reduction_type, gaps="zero",
+        steps = TrackSteps(
+            loss=loss, windows=batch_size, pieces=grad_accum_every, tracks=tracks_per_step, lr=lr, weight_decay=wd,
+            clip=grad_clip_norm or 0.0, seed=seed,
         )  # fmt: skip
-        chroms = [known_chroms(self.store, ids) for ids in (train_chromosome_ids, valid_chromosome_ids)]
-        if set(chroms[0]) & set(chroms[1]):
-            raise ConfigError("a chromosome both trains and validates", where="BigWigTrainer")
-        self._windows = [_windows(self.store, names) for names in chroms]
-        asked = np.concatenate(self._windows)
-        names = embed_all(self.store, embedder, proteins, contexts, np.unique(asked))
-        self.tracks, self.valid_tracks = _split(self.store, held_out_targets, held_out_cell_types)
-        self.batch_size, self.tracks_per_step, self.pieces = batch_size, tracks_per_step, grad_accum_every
-        self.loss, self.clip, self.seed = loss, grad_clip_norm or 0.0, seed
-        self.validate_every, self.checkpoint = validate_every, Path(checkpoint_filename)
-        self._source = PairSource(self.store, names, embedder.device)
-        self._labels = self.store.array(TRACKS)
+        species = _species(
+            only=(fasta_file, factor_fasta_folder, loci_path, only_ref, held_out_targets, held_out_cell_types),
+            human=(
+                human_fasta_file, human_factor_fasta_folder, human_loci_path, human_ref, held_out_targets_human,
+                held_out_cell_types_human,
+            ),
+            mouse=(
+                mouse_fasta_file, mouse_factor_fasta_folder or human_factor_fasta_folder, mouse_loci_path, mouse_ref,
+                held_out_targets_mouse, held_out_cell_types_mouse,
+            ),
+        )  # fmt: skip
+        cache = trainer_folder() if cache_path is None else Path(cache_path).expanduser()
+        embedder = EnformerEmbedder(load_trunk(trunk_folder(trunk, cache)), device=device)
+        grid = _grid(embedder.geometry.bin_bp, context_length, target_length, downsample_factor)
+        biotypes, template = biotype_template(
+            biotypes_metadata_path, include_biotypes_metadata_columns, biotypes_metadata_delimiter,
+            wanted=include_biotypes_metadata_in_context, where=where,
+        )  # fmt: skip
+        shared = TrackFiles(
+            Path(annot_file_path), _path(bigwig_folder_path), _path(bigwig_tracks_only_folder_path),
+            bigwig_reduction_type, biotypes, template,
+        )  # fmt: skip
+        found = [made_or_found(cache, grid, files, shared) for files in species]
+        self._stores = [one for one in found if one is not None]
+        if not self._stores:
+            fix = "give bigwig_folder_path or bigwig_tracks_only_folder_path, with files that the table names"
+            raise ConfigError("there are no tracks to train on", where=where, fix=fix)
+        ids = [list(given) for given in (train_chromosome_ids, valid_chromosome_ids)]
+        splits = [one.split(*ids, has_split=enformer_train_valid_split) for one in self._stores]
         torch.manual_seed(seed)
-        geometry = Geometry(*(self.store.array(name).shape[-1] for name in names))
-        if model is None:
-            self.head = make_head(head, geometry, dict(head_options or {}))
-            self.head.fit_scaling(self._scaling(), prevalence=0.5)
-        else:
-            self.head = model.head
-        self._begin(lr, wd)
+        self.head: Head | None = None
+        self.plain_heads: nn.Module | None = None
+        by_factor = self._by_factor(splits, embedder, proteins, contexts)
+        if by_factor:
+            self.head = _shared_head(by_factor, model, head, head_options)
+        streams: list[Stream] = [*by_factor, *self._plain(splits, embedder, model)]
+        self._run = TrackRun(streams, steps)
+        self.loss, self.validate_every, self.checkpoint = loss, validate_every, Path(checkpoint_filename)
 
-    def _begin(self, lr: float, wd: float) -> None:
-        self.head.to(self._source.device)
-        self._named = trainable(self.head)
-        self._optimizer = adamw(self.head, self._named, lr=lr, weight_decay=wd)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self.steps, self._place = 0, Place()
-        self._batches: Iterator[tuple[Place, list[int]]] | None = None
+    def _by_factor(
+        self, splits: Sequence[WindowSplit], embedder: EnformerEmbedder, proteins: Any, contexts: Any
+    ) -> list[FactorTracks]:
+        """Embed what tracks of factors read, and return them, species by species."""
+        found = []
+        for one, split in zip(self._stores, splits, strict=True):
+            if one.has_factor_tracks:
+                arrays = embed_all(one.store, embedder, proteins, contexts, windows_of(split))
+                stream = FactorTracks(
+                    one.files.name, one.store, arrays, FACTOR_TRACKS, split, held_out=one.files.held_out,
+                    held_out_biotypes=one.files.held_out_biotypes, device=embedder.device,
+                )  # fmt: skip
+                found.append(stream)
+        return found
+
+    def _plain(
+        self, splits: Sequence[WindowSplit], embedder: EnformerEmbedder, model: AdapterModel | None
+    ) -> list[PlainStream]:
+        """Embed what plain tracks read, make their heads, and return them, species by species."""
+        sources = []
+        for one, split in zip(self._stores, splits, strict=True):
+            if one.has_plain_tracks:
+                name = embedder.spec(one.store.meta.genome, one.store.grid).short_id
+                embed_windows(one.store, embedder, name=name, windows=windows_of(split)).require_complete()
+                sources.append(PlainSource(one, split, f"embeddings/{name}"))
+        if not sources:
+            return []
+        self.plain_heads, rates = plain_heads(sources, model)
+        self.plain_heads.to(embedder.device)
+        return [
+            PlainStream(
+                f"{of.species.files.name}_head".lstrip("_"), of.species.store, of.windows, PLAIN_TRACKS, of.split,
+                rate=rate, module=self.plain_heads, device=embedder.device,
+            )
+            for of, rate in zip(sources, rates, strict=True)
+        ]  # fmt: skip
+
+    @property
+    def streams(self) -> list[Stream]:
+        """What a step reads: tracks of factors of each species, then tracks that DNA alone gives."""
+        return self._run.streams
+
+    @property
+    def store(self) -> Store:
+        """The store of the only species, or of the first."""
+        return self._stores[0].store
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that are done."""
+        return self._run.steps
 
     def __call__(self) -> dict[str, float]:
         """Make one optimizer step.
 
         Returns
         -------
-        ``step`` and ``loss``; on validation steps also ``valid_loss`` and ``valid_corr_coef``, over every validation
-        window.
+        ``step`` and ``loss``, of several streams also ``human_loss``, ``mouse_loss``, ``human_head_loss``,
+        ``mouse_head_loss``. On validation steps also what `validate` says.
         """
-        if self._batches is None:
-            self._batches = endless(self._pass, self.batch_size * self.pieces, self._place)
-        after, windows = next(self._batches)
-        rng = np.random.default_rng([self.seed, 1, self.steps])
-        n_tracks = len(self.tracks.rows)
-        chosen = np.sort(rng.choice(n_tracks, min(self.tracks_per_step, n_tracks), replace=False))
-        torch.manual_seed((self.seed << 32) + self.steps)
-        self.head.train()
-        self._optimizer.zero_grad(set_to_none=True)
-        tracks, total = self.tracks.take(chosen), 0.0
-        parts = [np.array(windows[at : at + self.batch_size]) for at in range(0, len(windows), self.batch_size)]
-        # of the whole step, so that micro-batches with more missing bins do not count for more
-        n_known = sum(n_counted(self.loss, self._labels_of(part, tracks)) for part in parts)
-        for part in parts:
-            loss = summed_loss(self.loss, *self._rates(part, tracks)) / max(1, n_known)
-            loss.backward()
-            total += float(loss.item())
-        norm = clip((parameter for _, parameter in self._named), self.clip)
-        if not np.isfinite(total + norm):
-            where = f"windows {', '.join(map(str, windows[:8]))}"
-            raise TrainingError(f"loss is {total}, gradient {norm}, at step {self.steps}", where=where, fix="lower lr")
-        self._optimizer.step()
-        self.steps, self._place = self.steps + 1, after
-        log = {"step": float(self.steps), "loss": total}
+        log = self._run.step()
         if self.validate_every and self.steps % self.validate_every == 0:
             log |= self.validate()
         return log
 
-    @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Return loss and mean Pearson over all validation windows and tracks."""
-        self.head.eval()
-        loss, n_known, correlations = 0.0, 0, []
-        for window in self._windows[1]:
-            rates, labels = self._rates(np.array([window]), self.valid_tracks)
-            loss += float(summed_loss(self.loss, rates, labels))
-            n_known += n_counted(self.loss, labels)
-            correlations.append(pearson(rates, labels).flatten())
-        found = torch.cat(correlations)
-        return {"valid_loss": loss / max(1, n_known), "valid_corr_coef": float(found[~found.isnan()].mean())}
+        """Score all validation windows and tracks.
 
-    def save(self, path: Path | str | None = None) -> Path:
+        Returns
+        -------
+        ``valid_loss``; ``valid_corr_coef``, the mean Pearson along a window; ``valid_pearson`` and ``valid_spearman``
+        along all bins of a track, its mean over tracks; ``valid_pearson_over_tracks``. Of several streams, each of
+        these by name too: ``human_valid_corr_coef``.
+        """
+        return self._run.validate()
+
+    def save(self, path: File | None = None) -> Path:
         """Write all that is needed to go on."""
         place = Path(path) if path else self.checkpoint
-        counters = {"step": self.steps, "place": list(self._place), "head": self.head.settings()}
-        groups = {"weights": self.head.state_dict(), "optimizer": optimizer_tensors(self._optimizer, self._named)}
-        write_state(place, counters, groups)
+        self._run.save(place)
         return place
 
-    def load(self, path: Path | str | None = None) -> None:
-        """Go on where `save` stood: on a CPU, to the same bytes."""
+    def load(self, path: File | None = None) -> None:
+        """Go on where `save` stood: on a CPU, to the same bytes.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is of other heads, windows or tracks.
+        ConfigError
+            If there is no such file.
+        """
         place = Path(path) if path else self.checkpoint
         if not place.exists():
             raise ConfigError("no such checkpoint", where=str(place), fix="save() writes one")
-        counters, groups = read_state(place)
-        put_back(place, self.head, groups["weights"])
-        restore_optimizer(place, self._optimizer, self._named, groups.get("optimizer", {}))
-        self.steps, self._place, self._batches = counters["step"], Place(*counters["place"]), None
-
-    def _pass(self, number: int) -> list[int]:
-        order = np.random.default_rng([self.seed, 0, number]).permutation(self._windows[0])
-        return [int(window) for window in order]
-
-    def _rates(self, windows: np.ndarray, tracks: Tracks) -> tuple[Float[Tensor, "w n t"], Float[Tensor, "w n t"]]:
-        """Return what the head says and what the tracks say."""
-        device, n_bins = self._source.device, self.store.grid.n_bins
-        dna = self.store.array(self._source.arrays.windows).gather_bins(windows * n_bins, n_bins)
-        pairs = self.head.encode(self._source.inputs(tracks.pairs.factor_id, tracks.pairs.biotype_id))
-        bins = torch.from_numpy(np.ascontiguousarray(dna)).to(device).flatten(0, 1)
-        logits = self.head.score_pairs(bins, pairs, max_cells=len(bins) * len(tracks.rows))
-        labels = self._labels_of(windows, tracks)
-        return F.softplus(logits.float()).view(labels.shape), labels
-
-    def _labels_of(self, windows: np.ndarray, tracks: Tracks) -> Float[Tensor, "w n t"]:
-        labels = np.stack([self._labels.row(int(row))[windows] for row in tracks.rows], axis=-1)
-        return torch.from_numpy(labels).to(self._source.device)
-
-    def _scaling(self) -> Scaling:
-        n_bins = self.store.grid.n_bins
-        windows = self._windows[0][:: max(1, len(self._windows[0]) * n_bins // 20_000)]
-        array = self.store.array(self._source.arrays.windows)
-        dna = torch.from_numpy(array.gather_bins(windows * n_bins, n_bins).reshape(-1, array.shape[-1]).astype("f8"))
-        batch = self._source.inputs(self.tracks.pairs.factor_id[:64], self.tracks.pairs.biotype_id[:64])
-        residues = batch.protein[batch.mask].double().cpu()
-        moments = [(x.mean(0).float(), x.std(0, correction=0).float()) for x in (dna, residues)]
-        return Scaling(*moments[0], *moments[1])
+        self._run.load(place)
 
 
-def _windows(store: Store, chroms: Sequence[str]) -> Int64[np.ndarray, " w"]:
-    first = store.tiling.first_window
-    places = [store.tiling.chrom_index[chrom] for chrom in chroms]
-    return np.concatenate([np.arange(first[place], first[place + 1], dtype=np.int64) for place in places])
+Given = tuple[File | None, File | None, File | None, str | None, Names, Names]
+PRIORITY = {"mouse": ("mouse", "human", "unknown")}
 
 
-def _split(store: Store, targets: Sequence[str], cell_types: Sequence[str]) -> tuple[Tracks, Tracks]:
-    """Return the tracks that train, and those that validate: the held-out ones, or all where nothing is held out."""
-    with store.reader() as catalog:
-        rows = catalog.rows(
-            "SELECT t.row_index, e.experiment_id, e.factor_id, e.biotype_id, f.genes, b.biotype, b.base_biotype "
-            "FROM data.tracks t JOIN data.experiments e USING (experiment_id) JOIN data.factors f USING (factor_id) "
-            "JOIN data.biotypes b ON b.biotype_id = e.biotype_id WHERE t.array_name = ? AND f.has_protein "
-            "ORDER BY t.row_index",
-            [TRACKS],
+def _species(**given: Given) -> list[SpeciesFiles]:
+    """Return the species whose files are given: the only one, or human, mouse, or both."""
+    named = {name: of for name, of in given.items() if of[0] is not None}
+    stray = [name for name, of in given.items() if of[0] is None and (of[2] or of[4] or of[5])]
+    if not named or ("only" in named and len(named) > 1) or stray:
+        fix = "fasta_file for one species, or human_fasta_file, mouse_fasta_file, or both"
+        what = f"{stray[0]}: no genome is given" if stray else "which species?"
+        raise ConfigError(what, where="BigWigTrainer", fix=fix)
+    return [
+        SpeciesFiles(
+            name="" if name == "only" else name,
+            fasta=Path(str(fasta)),
+            proteins=_path(folder),
+            species_priority=PRIORITY.get(name, SPECIES_PRIORITY),
+            assembly=assembly,
+            loci=_path(loci),
+            held_out=tuple(factors),
+            held_out_biotypes=tuple(biotypes),
         )
-    unseen = {gene.upper() for name in targets for gene in store.proteins.genes(name)}
-    is_out = np.array(
-        [
-            bool({str(gene).upper() for gene in genes} & unseen or {biotype, base} & set(cell_types))
-            for *_, genes, biotype, base in rows
-        ],
-        dtype=bool,
-    )
-    numbers = np.array([row[:4] for row in rows], dtype=np.int64).reshape(-1, 4)
-    every = Tracks(numbers[:, 0], Experiments(numbers[:, 1], numbers[:, 2], numbers[:, 3]))
-    if not len(rows) or is_out.all():
-        what = f"{len(rows)} tracks are of a factor with a protein, {int(is_out.sum())} of them held out"
-        raise SelectionError(what, where="BigWigTrainer", fix="hold out fewer, or give proteins of the tracks' factors")
-    valid = every.take(np.flatnonzero(is_out)) if is_out.any() else every
-    return every.take(np.flatnonzero(~is_out)), valid
+        for name, (fasta, folder, loci, assembly, factors, biotypes) in named.items()
+    ]
+
+
+def _path(given: File | None) -> Path | None:
+    return None if given is None else Path(given)
+
+
+def _grid(bin_bp: int, context_length: int, target_length: int | None, downsample_factor: int | None) -> Grid:
+    if downsample_factor not in (None, bin_bp):
+        what = f"downsample_factor is {downsample_factor}, the trunk's bins are {bin_bp} bp"
+        raise ConfigError(what, where="BigWigTrainer", fix="leave it out")
+    return Grid(window_bp=context_length, n_bins=target_length or context_length // bin_bp, bin_bp=bin_bp)
+
+
+def _shared_head(
+    streams: Sequence[FactorTracks], model: AdapterModel | None, name: str, options: Mapping[str, Any] | None
+) -> Head:
+    """Return the one head that all species ask."""
+    first = streams[0]
+    head: Head
+    if model is None:
+        geometry = Geometry(*(first.store.array(array).shape[-1] for array in first.arrays))
+        head = make_head(name, geometry, dict(options or {}))
+        head.fit_scaling(first.scaling(), prevalence=0.5)
+    else:
+        head = model.head
+    for stream in streams:
+        stream.of(head)
+    return head

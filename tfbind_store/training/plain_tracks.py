@@ -10,7 +10,6 @@ that touches loci of both parts is in neither, and counted.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +25,14 @@ from tfbind_store.arrays.sharded import ShardedArray
 from tfbind_store.config import to_mapping
 from tfbind_store.errors import ConfigError, SelectionError, TrainingError
 from tfbind_store.feeding.bins import BinReader
-from tfbind_store.heads.plain_tracks import PlainTracks, TrackLoss, save_tracks, track_loss
+from tfbind_store.heads.plain_tracks import PlainTracks, save_tracks
+from tfbind_store.heads.track_losses import LossKind, mean_loss
 from tfbind_store.learning.state import optimizer_tensors, put_back, read_state, restore_optimizer, write_state
-from tfbind_store.metrics.tracks import TrackScores, score_tracks
+from tfbind_store.metrics.tracks import TrackJudge, TrackScores
 from tfbind_store.spec import canonical_json
 from tfbind_store.store.folder import Store
+from tfbind_store.training.track_windows import WindowSplit, split_windows
 
-_log = logging.getLogger(__name__)
 SCALING_WINDOWS = 64
 
 
@@ -47,7 +47,7 @@ class PlainTrackConfig:
     weight_decay: float = 0.01
     width: int = 64
     """Of the layer that species share; 0 for none."""
-    loss: TrackLoss = "poisson"
+    loss: LossKind = "poisson"
     valid_chroms: tuple[str, ...] = ()
     """Chromosomes, of any of the species, that validate and are not trained on."""
     loci: str | None = None
@@ -120,37 +120,12 @@ class _Species:
         labels = np.stack([np.asarray(row[windows]) for row in self._rows], axis=-1)
         return dna, torch.from_numpy(labels)
 
-    def _split(self, config: PlainTrackConfig) -> tuple[Int64[np.ndarray, " a"], Int64[np.ndarray, " b"], int]:
-        tiling = self.store.tiling
-        every = np.arange(tiling.n_windows, dtype=np.int64)
+    def _split(self, config: PlainTrackConfig) -> WindowSplit:
+        every = np.arange(self.store.tiling.n_windows, dtype=np.int64)
         known = self.array.is_ok(every) & np.any([~np.isnan(row).all(axis=1) for row in self._rows], axis=0)
-        if config.loci is None:
-            held = [tiling.chrom_index[c] for c in self._own(config.valid_chroms)]
-            is_valid = np.isin(tiling.window_chrom(every), held)
-            return every[known & ~is_valid], every[known & is_valid], 0
-        train, valid = (self._touched(config.loci, part) for part in ("train", "valid"))
-        if not len(train):
-            fix = "import it: tfbind import loci, with train or valid in its fourth column"
-            raise SelectionError(f"no training loci in the set {config.loci!r}", where=str(self.store.path), fix=fix)
-        both = np.intersect1d(train, valid)
-        if len(both):
-            _log.warning("%s: %d windows touch training and validation loci and are in neither", self.name, len(both))
-        train, valid = (np.setdiff1d(part[known[part]], both) for part in (train, valid))
-        return train, valid, len(both)
-
-    def _own(self, chroms: tuple[str, ...]) -> list[str]:
-        names = [self.store.meta.aliases.get(chrom, chrom) for chrom in chroms]
-        return [chrom for chrom in names if chrom in self.store.tiling.chroms]
-
-    def _touched(self, loci: str, split: str) -> Int64[np.ndarray, " w"]:
-        sql = """
-            SELECT DISTINCT c.first_window + unnest(range(l.start_bp // $stride, (l.end_bp - 1) // $stride + 1)) AS w
-            FROM data.loci l JOIN data.chromosomes c USING (chrom_id)
-            WHERE l.set_name = $name AND l.split = $split ORDER BY w
-        """
-        params = {"stride": self.store.grid.stride_bp, "name": loci, "split": split}
-        with self.store.reader() as catalog:
-            return np.asarray(catalog.columns(sql, params)["w"], dtype=np.int64)
+        chroms = [self.store.meta.aliases.get(chrom, chrom) for chrom in config.valid_chroms]
+        held = [chrom for chrom in chroms if chrom in self.store.tiling.chroms]
+        return split_windows(self.store, valid_chroms=() if config.loci else held, loci=config.loci).only(known)
 
 
 def train_plain_tracks(
@@ -247,7 +222,7 @@ def _train(
         one = species[step % len(species)]
         size = min(config.windows_per_step, len(one.train))
         dna, labels = one.batch(np.sort(rng.choice(one.train, size, replace=False)))
-        loss = track_loss(config.loss, head(dna, one.name), labels)
+        loss = mean_loss(config.loss, head(dna, one.name), labels)
         if not torch.isfinite(loss):
             raise TrainingError(f"loss is {loss.item()} at step {step}", where=one.name, fix="lower lr")
         optimizer.zero_grad(set_to_none=True)
@@ -261,10 +236,10 @@ def _train(
 
 
 def _validate(head: PlainTracks, one: _Species, *, at_once: int = 16) -> TrackScores:
-    predicted, measured = [], []
+    n_tracks = len(one.tracks)
+    judge = TrackJudge(len(one.valid) * one.store.grid.n_bins, n_tracks)
     with torch.inference_mode():
         for at in range(0, len(one.valid), at_once):
             dna, labels = one.batch(one.valid[at : at + at_once])
-            predicted.append(head(dna, one.name).reshape(-1, len(one.tracks)).numpy())
-            measured.append(labels.reshape(-1, len(one.tracks)).numpy())
-    return score_tracks(np.concatenate(predicted), np.concatenate(measured))
+            judge.add(*(part.reshape(-1, n_tracks).numpy() for part in (head(dna, one.name), labels)))
+    return judge.scores()
