@@ -10,6 +10,7 @@
 The peer is ``enformer_pytorch.Enformer`` as a careful user calls it: eval mode, inference mode, one-hot input, as many
 windows at a time as the fast forward, ``return_only_embeddings=True``; also compiled by ``torch.compile``, and cast by
 ``.bfloat16()``.
+Errors are those against the peer in fp32, and, of the first window, of everybody against float64, the peer included.
 Rounds interleave all variants; a ratio is the median of the rounds' ratios. CPU seconds are the process's own, without
 compiling. The last line is one JSON object.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import json
 import platform
 import statistics
@@ -73,6 +75,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--stride-tokens", type=int, default=896)
     parser.add_argument("--batch-windows", type=int, default=1)
     parser.add_argument("--variants", default="compiled,peer_bf16,fp32,fp32_same_blas,bf16")
+    parser.add_argument("--float64-windows", type=int, default=1, help="windows that float64 embeds too")
     parser.add_argument("--growth", metavar="N,N", help="time per window of runs of so many windows")
     parser.add_argument("--memory", action="store_true", help="peak memory, each variant in a process of its own")
     parser.add_argument("--stages", action="store_true", help="time of each stage against the machine's products")
@@ -82,7 +85,9 @@ def _arguments() -> argparse.Namespace:
 
 def _ratios(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     run, codes = _genome(args)
-    variants = _variants(args.variants.split(","), _model(args), run, codes, args.batch_windows)
+    model = _model(args)
+    truth = _truth(model, run, codes, args.float64_windows)
+    variants = _variants(args.variants.split(","), model, run, codes, args.batch_windows)
     seconds: dict[str, Seconds] = {name: [] for name in variants}
     errors: dict[str, dict[str, float]] = {}
     for _ in range(args.rounds):
@@ -92,7 +97,7 @@ def _ratios(args: argparse.Namespace) -> dict[str, dict[str, float]]:
             found = [window.float() for window in windows()]
             seconds[name].append((time.process_time() - cpu, time.perf_counter() - wall))
             plain = found if name == "peer" else plain
-            errors[name] = _errors(found, plain)
+            errors[name] = _errors(found, plain) | _errors_to_float64(found, truth)
     report = {name: _row(seconds, name, errors[name], len(run.starts_bp)) for name in variants}
     for name, row in report.items():
         print(f"{name:16s}" + "  ".join(f"{key} {value:.3g}" for key, value in row.items()))
@@ -186,6 +191,22 @@ def _errors(found: list[torch.Tensor], peer: list[torch.Tensor]) -> dict[str, fl
         "worst_bin_rms": max(float((off.pow(2).mean(1) / b.pow(2).mean(1)).max().sqrt()) for off, b in pairs),
         "max_difference": max(float(off.abs().max()) for off, _ in pairs),
     }
+
+
+def _truth(model: Enformer, run: Run, codes: np.ndarray, n_windows: int) -> list[torch.Tensor]:
+    """Return the first windows in float64 (position features stay float32: they are part of the trunk)."""
+    if not n_windows:
+        return []
+    trunk = FastTrunk(model.double(), dtype=torch.float64, onednn=False)
+    first = dataclasses.replace(run, starts_bp=run.starts_bp[:n_windows])
+    windows = [window.clone() for window in embed_run(trunk, first, _read(codes))]
+    model.float()
+    return windows
+
+
+def _errors_to_float64(found: list[torch.Tensor], truth: list[torch.Tensor]) -> dict[str, float]:
+    off = _errors(found[: len(truth)], truth) if truth else {}
+    return {f"{name}_to_float64": off[name] for name in ("relative_rms", "worst_bin_rms") if off}
 
 
 def _row(seconds: dict[str, Seconds], name: str, errors: dict[str, float], windows: int) -> dict[str, float]:
