@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tfbind_store.cli.frame import Command, emit, json_option, key_values, listed
 from tfbind_store.cli.learning import run_place
 from tfbind_store.cli.stores import STORE
+
+if TYPE_CHECKING:
+    from tfbind_store.store.folder import Store
 
 FACTORS = click.option("--factor", "factors", multiple=True, required=True, help="A factor. Repeatable.")
 BIOTYPE = click.option("--biotype", help="A biotype of the store; the only one if not given.")
@@ -190,81 +194,152 @@ def train_signal(run: Path, as_json: bool, **given: Any) -> None:
     cls=Command,
     examples=[
         "tfbind train-tracks t.safetensors --species yeast=yeast.store --tracks chip --valid-chroms chrII --steps 5",
+        "tfbind train-tracks f.safetensors --by-factor --species yeast=yeast.store --tracks chip --steps 5",
     ],
 )
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--species", multiple=True, required=True, metavar="NAME=STORE", help="A species' store. Repeatable.")
+@click.option("--by-factor", is_flag=True, help="Tracks are of factors: proteins and contexts are read too.")
 @click.option("--tracks", default="tracks", show_default=True, help="Name of the array of tracks in each store.")
-@click.option("--windows", default="windows", show_default=True, help="Name of the array of windows in each store.")
+@click.option("--windows", metavar="ARRAY", help="Embeddings of DNA in each store; default windows, or the only ones.")
 @click.option("--valid-chroms", metavar="LIST", help="Chromosomes that validate.")
 @click.option("--loci", metavar="SET", help="Imported loci whose split column says train and valid, instead.")
 @click.option("--loss", type=click.Choice(["poisson", "pearson"]), default="poisson", show_default=True, help="Loss.")
-@click.option("--steps", default=500, show_default=True, help="Optimizer steps; species take turns.")
-@click.option("--width", default=64, show_default=True, help="Of the layer that the species share; 0 for none.")
+@click.option("--steps", default=500, show_default=True, help="Optimizer steps.")
+@click.option("--width", type=int, help="Of the layer that plain tracks share; 0 for none.  [default: 64]")
+@click.option("--head", metavar="NAME", help="With --by-factor: adapter, two_tower, filip, …  [default: adapter]")
+@click.option("--hold-out", multiple=True, metavar="KIND=NAMES", help="With --by-factor: factor=A,B or biotype=C.")
+@click.option("--tracks-per-step", type=int, help="With --by-factor: of each store.  [default: 16]")
 @click.option("--lr", default=1e-3, show_default=True, help="Learning rate.")
 @click.option("--seed", default=0, show_default=True, help="Decides weights, order and dropout.")
 @json_option
 def train_tracks(
     out: Path,
     species: tuple[str, ...],
+    by_factor: bool,
     tracks: str,
-    windows: str,
+    windows: str | None,
     valid_chroms: str | None,
+    width: int | None,
+    head: str | None,
+    hold_out: tuple[str, ...],
+    tracks_per_step: int | None,
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Train a head that gives tracks from DNA alone, for one species or several together.
+    """Train a head on tracks of one store or several, such as those of human and mouse.
 
-    Each species is a store with embedded windows and imported tracks; they share a layer, and each has an output of its
-    own. What was not measured has no loss. One read of a window serves all its tracks.
+    Plain tracks are given by DNA alone: stores share a layer, and each has an output of its own. With --by-factor, one
+    head is asked for every factor and biotype. What was not measured has no loss; one read of a window serves all
+    tracks.
     """
     from tfbind_store.store.folder import Store
+
+    stores = {name: Store.open(path) for name, path in key_values(species, option="--species").items()}
+    own = {"width": width} if not by_factor else {"head": head, "tracks_per_step": tracks_per_step}
+    others = {"--head": head, "--hold-out": hold_out, "--tracks-per-step": tracks_per_step}
+    for name, value in ({"--width": width} if by_factor else others).items():
+        if value not in (None, ()):
+            raise click.UsageError(f"{name} is {'not ' if by_factor else ''}for --by-factor")
+    given |= {key: value for key, value in own.items() if value is not None}
+    given["valid_chroms"] = tuple(listed(valid_chroms))
+    if by_factor:
+        given["hold_out"] = {
+            kind: tuple(listed(names)) for kind, names in key_values(hold_out, option="--hold-out").items()
+        }
+        _train_factor_tracks(stores, out, f"tracks/{tracks}", windows, given, as_json=as_json)
+    else:
+        _train_plain_tracks(
+            stores, out, f"tracks/{tracks}", f"embeddings/{windows or 'windows'}", given, as_json=as_json
+        )
+
+
+def _train_plain_tracks(
+    stores: Mapping[str, Store], out: Path, tracks: str, windows: str, given: dict[str, Any], *, as_json: bool
+) -> None:
     from tfbind_store.training.plain_tracks import PlainTrackConfig, SpeciesTracks, train_plain_tracks
 
-    places = key_values(species, option="--species")
-    sources = {
-        name: SpeciesTracks(Store.open(path), f"embeddings/{windows}", f"tracks/{tracks}")
-        for name, path in places.items()
-    }
-    config = PlainTrackConfig(valid_chroms=tuple(listed(valid_chroms)), **given)
-    result = train_plain_tracks(sources, out, config)
+    sources = {name: SpeciesTracks(store, windows, tracks) for name, store in stores.items()}
+    result = train_plain_tracks(sources, out, PlainTrackConfig(**given))
     text = [f"{result.path}: loss {result.losses[0]:.4g} at first, {result.losses[-1]:.4g} at last"]
     for name, scores in result.scores.items():
         medians = [_median(part) for part in (scores.pearson_over_bins, scores.spearman_over_bins)]
         text.append(f"  {name}: Pearson over bins {medians[0]}, Spearman {medians[1]} (median over tracks)")
-    if result.n_in_neither:
-        text.append(f"  {result.n_in_neither:,} windows touch training and validation loci and are in neither")
+    text += _in_neither(result.n_in_neither)
     text.append(f"next: tfbind predict-tracks {result.path} STORE OUT")
     emit(result, text, as_json=as_json)
+
+
+def _train_factor_tracks(
+    stores: Mapping[str, Store], out: Path, tracks: str, windows: str | None, given: dict[str, Any], *, as_json: bool
+) -> None:
+    from tfbind_store.training.factor_tracks import FactorSource, FactorTrackConfig, train_factor_tracks
+
+    sources = {name: FactorSource(store, tracks, windows) for name, store in stores.items()}
+    result = train_factor_tracks(sources, out, FactorTrackConfig(**given))
+    resumed = ", resumed" if result.was_resumed else ""
+    text = [f"{result.path}: {len(result.losses):,} steps{resumed}"]
+    if result.losses:
+        text[0] += f", loss {result.losses[0]:.4g} at first, {result.losses[-1]:.4g} at last"
+    text += [f"  {name.replace('_', ' ')}: {value:.4g}" for name, value in result.scores.items()]
+    text += _in_neither(result.n_in_neither)
+    text.append(f"next: tfbind predict-tracks {result.path} STORE OUT --factor NAME")
+    emit(result, text, as_json=as_json)
+
+
+def _in_neither(number: int) -> list[str]:
+    return [f"  {number:,} windows touch training and validation loci and are in neither"] if number else []
 
 
 @click.command(
     "predict-tracks",
     cls=Command,
-    examples=["tfbind predict-tracks t.safetensors yeast.store predicted/ --chroms chrII"],
+    examples=[
+        "tfbind predict-tracks t.safetensors yeast.store predicted/ --chroms chrII",
+        "tfbind predict-tracks f.safetensors yeast.store predicted/ --factor REB1 --chroms chrII",
+    ],
 )
 @click.argument("head", type=click.Path(path_type=Path))
 @STORE
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--species", default="", help="Of the head; the only one if not given.")
 @click.option("--windows", default="windows", show_default=True, help="Name of the array of windows in the store.")
-@click.option("--track", "tracks", multiple=True, help="Only this track. Repeatable.")
+@click.option("--track", "tracks", multiple=True, help="Only this track, of a plain head. Repeatable.")
+@click.option("--factor", "factors", multiple=True, help="A factor, for a head of factors. Repeatable.")
+@BIOTYPE
+@PROTEIN
+@CONTEXT
+@CHECKPOINT
 @click.option("--chroms", metavar="LIST", help="Only these chromosomes.")
 @DEVICE
 @json_option
 def predict_tracks(
-    head: Path, store: Path, out: Path, tracks: tuple[str, ...], chroms: str | None, as_json: bool, **given: Any
+    head: Path,
+    store: Path,
+    out: Path,
+    tracks: tuple[str, ...],
+    factors: tuple[str, ...],
+    biotype: str | None,
+    protein: Path | None,
+    context: str | None,
+    models: tuple[str, ...],
+    chroms: str | None,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Write the tracks that a head of train-tracks gives, one bigWig each, into the folder OUT.
 
-    The store is one that the head was trained on, or another with the same genome, grid and trunk. Stopped, the same
-    command goes on.
+    The store is one that the head was trained on, or another with the same genome, grid and models. A head that was
+    trained --by-factor gives the track of any factor, with --factor. Stopped, the same command goes on.
     """
+    from tfbind_store.prediction.asked_pairs import Asked
     from tfbind_store.prediction.tracks import TrackPredictConfig
     from tfbind_store.prediction.tracks import predict_tracks as predict_all
     from tfbind_store.store.folder import Store
 
-    config = TrackPredictConfig(tracks=tracks, chroms=tuple(listed(chroms)), **given)
+    places = key_values(models, option="--checkpoint")
+    asked = Asked(factors=factors, biotype=biotype, proteins=protein, context=context, models=places)
+    config = TrackPredictConfig(tracks=tracks, chroms=tuple(listed(chroms)), asked=asked if factors else None, **given)
     result = predict_all(head, Store.open(store), out, config)
     resumed = ", resumed" if result.was_resumed else ""
     text = [

@@ -94,6 +94,15 @@ def write_atomically(path: Path, content: bytes) -> None:
         os.close(directory)
 
 
+def is_checkpoint(path: Path | str) -> bool:
+    """Tell whether a file says that it is a head of this kind; it may be damaged all the same."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return METADATA_KEY in (file.metadata() or {})
+    except Exception:  # the library has one error class of its own and passes on others
+        return False
+
+
 def read_header(path: Path | str) -> CheckpointHeader:
     """Read what a checkpoint says about itself, without its weights.
 

@@ -1,4 +1,6 @@
-"""Write what a plain track head says of a genome: one bigWig for each track, in constant memory.
+"""Write what a head of tracks says of a genome: one bigWig for each track, in constant memory.
+
+A plain head has the tracks that it was trained on; one of factors gives the track of any factor in any context.
 
 As in `predict`, rates are made part by part and published beside the output, so that a stopped prediction goes on.
 """
@@ -8,7 +10,7 @@ As in `predict`, rates are made part by part and published beside the output, so
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,15 +18,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
 from tqdm import tqdm
 
+from tfbind_store.arrays.sharded import ShardedArray
 from tfbind_store.errors import CheckpointError, ConfigError, MissingWindow
 from tfbind_store.feeding.bins import BinReader
+from tfbind_store.feeding.feed import PairSource
+from tfbind_store.heads.checkpoint import is_checkpoint, load_checkpoint
 from tfbind_store.heads.plain_tracks import PlainTracks, load_tracks
 from tfbind_store.names import near_miss, path_safe_name
+from tfbind_store.prediction.asked_pairs import Asked, encode_asked
 from tfbind_store.prediction.files import write_bigwig
 from tfbind_store.prediction.parts import Parts
+from tfbind_store.query.loader import Arrays
+from tfbind_store.scoring.bins import LoadedRun
 from tfbind_store.store.folder import Store
 
 
@@ -37,7 +47,9 @@ class TrackPredictConfig:
     windows: str = "windows"
     """Name of the array of windows in the store."""
     tracks: tuple[str, ...] = ()
-    """Only these tracks."""
+    """Only these tracks, of a plain head."""
+    asked: Asked | None = None
+    """Factors and a context, for a head of factors."""
     chroms: tuple[str, ...] = ()
     """Only these chromosomes; every chromosome is in the files' headers all the same."""
     device: str = "cpu"
@@ -56,43 +68,110 @@ class TrackPrediction(NamedTuple):
     was_resumed: bool
 
 
+class _Rater(NamedTuple):
+    """What gives rates, and of what."""
+
+    species: str
+    tracks: list[str]
+    array: ShardedArray
+    """Of windows."""
+    identity: dict[str, Any]
+    """All that decides the numbers, beside the windows."""
+    rate: Callable[[Float[Tensor, "b n d"]], Float[Tensor, "b n t"]]
+
+
 def predict_tracks(head_path: Path, store: Store, out: Path, config: TrackPredictConfig) -> TrackPrediction:
-    """Write ``out/<track>.bw`` for each track of a species.
+    """Write ``out/<track>.bw`` for each track of a species, or ``out/<factor>.<biotype>.bw`` for each asked factor.
 
     Raises
     ------
     CheckpointError
-        If the file is no plain track head, or was trained on other embeddings than the store's.
+        If the file is no head of tracks, or was trained on other embeddings than the store's.
     ConfigError
-        If a species, track or chromosome is unknown, or two tracks would have one file.
+        If a species, track, factor, biotype or chromosome is unknown, or two tracks would have one file.
     MissingWindow
         If none of the windows is embedded.
     """
+    rater = (_plain if config.asked is None else _of_factors)(head_path, store, config)
+    files = _files(out, rater.tracks)
+    windows, n_missing = _windows(store, rater.array, config.chroms)
+    parts = Parts(out / f".{path_safe_name(rater.species or 'tracks')}.parts", store.tiling, windows, len(rater.tracks))
+    plan = {
+        "head": hashlib.sha256(head_path.read_bytes()).hexdigest(),
+        "species": rater.species,
+        "array": rater.array.spec.fingerprint,
+        "tracks": rater.tracks,
+        "windows": hashlib.sha256(windows.tobytes()).hexdigest(),
+        **rater.identity,
+    }
+    n_before = parts.begin(plan)
+    _score(store, rater, BinReader(rater.array, torch.device(config.device)), parts)
+    n_bins = [write_bigwig(path, store.tiling, partial(parts.chromosome, n)) for n, path in enumerate(files)]
+    parts.remove()
+    return TrackPrediction(rater.species, tuple(files), n_bins[0], n_missing, n_before > 0)
+
+
+def _plain(head_path: Path, store: Store, config: TrackPredictConfig) -> _Rater:
+    """Open a plain head, for the tracks of one of its species."""
+    if is_checkpoint(head_path):
+        fix = "name a factor: --factor SOX2"
+        raise ConfigError("this head gives tracks of factors", where=str(head_path), fix=fix)
     head, about = load_tracks(head_path)
     species = _species(head, config.species, head_path)
     array = store.array(store.array_name_for("windows", config.windows))
     trained = about.get(species)
-    known = trained.get("fingerprint") if isinstance(trained, dict) else None
-    if known != array.spec.fingerprint:
+    _require_trained_on(array, trained if isinstance(trained, dict) else {}, head_path)
+    chosen = _tracks(head.tracks[species], config.tracks)
+    head.eval().to(config.device)
+
+    def rate(dna: Float[Tensor, "b n d"]) -> Float[Tensor, "b n t"]:
+        rates: Tensor = head(dna, species)[..., chosen]
+        return rates
+
+    return _Rater(species, [head.tracks[species][place] for place in chosen], array, {}, rate)
+
+
+def _of_factors(head_path: Path, store: Store, config: TrackPredictConfig) -> _Rater:
+    """Open a head of factors, for what is asked."""
+    assert config.asked is not None
+    head, header = load_checkpoint(head_path)
+    species = dict(header.train.get("tracks", {}).get("species", {}))
+    if not species:
+        fix = "tfbind predict RUN writes what a head of tfbind train says"
+        raise CheckpointError("this head was not trained on tracks", where=str(head_path), fix=fix)
+    if config.tracks:
+        raise ConfigError("a head of factors has no tracks of its own", where="--track", fix="name a factor: --factor")
+    name, arrays = _trained_arrays(store, species, head_path)
+    source = PairSource(store, arrays, torch.device(config.device))
+    run = LoadedRun(name, head.to(source.device).eval(), header, arrays, source)
+    encoded = encode_asked(store, run, config.asked)
+    digest = hashlib.sha256()
+    for tensor in encoded.pairs:
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+
+    def rate(dna: Float[Tensor, "b n d"]) -> Float[Tensor, "b n t"]:
+        logits = head.score_pairs(dna.flatten(0, 1), encoded.pairs)
+        return F.softplus(logits.float()).view(dna.shape[0], dna.shape[1], -1)
+
+    tracks = [".".join(pair) for pair in encoded.names]
+    return _Rater(name, tracks, store.array(arrays.windows), {"pairs": digest.hexdigest()}, rate)
+
+
+def _trained_arrays(store: Store, species: Mapping[str, Any], head_path: Path) -> tuple[str, Arrays]:
+    """Return which of a head's species this store is, and its arrays that the head reads, whatever they are called."""
+    own = {store.array(name).spec.fingerprint: name for name in store.array_names()}
+    for name, said in species.items():
+        if set(said["arrays"].values()) <= own.keys():
+            return name, Arrays(**{kind: own[fingerprint] for kind, fingerprint in said["arrays"].items()})
+    what = "the head was trained on other embeddings than this store has"
+    raise CheckpointError(what, where=str(head_path), fix="embed windows, factors and contexts with the same models")
+
+
+def _require_trained_on(array: ShardedArray, trained: Mapping[str, Any], head_path: Path) -> None:
+    if trained.get("fingerprint") != array.spec.fingerprint:
         what = f"the head was trained on other embeddings than {array.layout.name} of this store"
         fix = "name the array with --windows, or embed with the same trunk"
         raise CheckpointError(what, where=str(head_path), fix=fix)
-    chosen = _tracks(head.tracks[species], config.tracks)
-    files = _files(out, [head.tracks[species][place] for place in chosen])
-    windows, n_missing = _windows(store, array, config.chroms)
-    parts = Parts(out / f".{path_safe_name(species)}.parts", store.tiling, windows, len(chosen))
-    plan: dict[str, Any] = {
-        "head": hashlib.sha256(head_path.read_bytes()).hexdigest(),
-        "species": species,
-        "array": array.spec.fingerprint,
-        "tracks": [head.tracks[species][place] for place in chosen],
-        "windows": hashlib.sha256(windows.tobytes()).hexdigest(),
-    }
-    n_before = parts.begin(plan)
-    _score(store, head.eval().to(config.device), species, BinReader(array, torch.device(config.device)), parts, chosen)
-    n_bins = [write_bigwig(path, store.tiling, partial(parts.chromosome, n)) for n, path in enumerate(files)]
-    parts.remove()
-    return TrackPrediction(species, tuple(files), n_bins[0], n_missing, n_before > 0)
 
 
 def _species(head: PlainTracks, asked: str, where: Path) -> str:
@@ -150,7 +229,7 @@ def _windows(store: Store, array: Any, chroms: Sequence[str]) -> tuple[Int64[np.
     return asked[is_ok], int((~is_ok).sum())
 
 
-def _score(store: Store, head: PlainTracks, species: str, read: BinReader, parts: Parts, chosen: Sequence[int]) -> None:
+def _score(store: Store, rater: _Rater, read: BinReader, parts: Parts) -> None:
     """Make the parts that are not there."""
     n_bins = store.grid.n_bins
     offsets = np.arange(n_bins, dtype=np.int64)
@@ -160,7 +239,7 @@ def _score(store: Store, head: PlainTracks, species: str, read: BinReader, parts
         def scorer(windows: Int64[np.ndarray, " b"]) -> Float32[np.ndarray, "t k"]:
             dna = read((windows[:, None] * n_bins + offsets).reshape(-1)).reshape(len(windows), n_bins, -1)
             with torch.inference_mode():
-                rates = head(dna, species)[..., list(chosen)].flatten(0, 1).T.cpu().numpy()
+                rates = rater.rate(dna).flatten(0, 1).T.cpu().numpy()
             read.array.let_go()
             bar.update(len(windows))
             return np.ascontiguousarray(rates)

@@ -8,7 +8,8 @@ step: bins without a number count for nothing, wherever they fall.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from tfbind_store.learning.optimiser import adamw, clip, trainable
 from tfbind_store.learning.passes import Place, endless
 from tfbind_store.learning.state import optimizer_tensors, put_back, read_state, restore_optimizer, write_state
 from tfbind_store.metrics.tracks import TrackJudge
+from tfbind_store.spec import canonical_json
 from tfbind_store.training.track_streams import Stream
 
 
@@ -56,10 +58,19 @@ class _Part(NamedTuple):
 
 
 class TrackRun:
-    """Streams, the modules that they ask, an optimizer, and where it stands."""
+    """Streams, the modules that they ask, an optimizer, and where it stands.
 
-    def __init__(self, streams: Sequence[Stream], config: TrackSteps) -> None:
+    Parameters
+    ----------
+    about
+        Choices and data that a saved state must be of, beside windows and tracks.
+    """
+
+    def __init__(
+        self, streams: Sequence[Stream], config: TrackSteps, *, about: Mapping[str, Any] | None = None
+    ) -> None:
         self.streams, self.config = list(streams), config
+        self._about = hashlib.sha256(canonical_json(about or {}).encode()).hexdigest()
         # several streams may ask one module
         self.modules = nn.ModuleList({id(stream.module): stream.module for stream in streams}.values())
         self._named = trainable(self.modules)
@@ -113,9 +124,12 @@ class TrackRun:
         """
         counters, groups = read_state(path)
         own = self._said()["streams"]
+        fix = "give the same files and choices as before, delete this file to begin anew, or write to another"
         if counters.get("streams") != own:
             what = f"the state is of {_words(counters.get('streams'))}, here are {_words(own)}"
-            raise CheckpointError(what, where=str(path), fix="give the same files and choices as before")
+            raise CheckpointError(what, where=str(path), fix=fix)
+        if counters.get("about") != self._about:
+            raise CheckpointError("the state is of other choices or data", where=str(path), fix=fix)
         put_back(path, self.modules, groups["weights"])
         restore_optimizer(path, self._optimizer, self._named, groups.get("optimizer", {}))
         self.steps, self._batches = counters["step"], {}
@@ -123,7 +137,8 @@ class TrackRun:
 
     def _said(self) -> dict[str, Any]:
         streams = {one.name: [len(one.split.train), one.n_tracks] for one in self.streams}
-        return {"step": self.steps, "places": {k: list(v) for k, v in self._places.items()}, "streams": streams}
+        places = {name: list(place) for name, place in self._places.items()}
+        return {"step": self.steps, "places": places, "streams": streams, "about": self._about}
 
     def _next(self, number: int) -> _Part:
         """Return a stream's windows and tracks of this step; they follow from seed, step and the stream's place."""
