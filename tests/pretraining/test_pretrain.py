@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 
 from tests.planted import make_planted
 from tfbind_store.errors import ConfigError, NoSpace, StoreExists, TrainingError
+from tfbind_store.precompute.convnet import ConvnetSizes, load_convnet
 from tfbind_store.precompute.enformer import load_trunk
 from tfbind_store.pretraining import pretrain
 from tfbind_store.pretraining.forward import train_features
@@ -13,6 +15,15 @@ from tfbind_store.pretraining.pretrain import PretrainConfig, TrunkConfig, pretr
 from tfbind_store.query.selection import Selection
 
 TINY = TrunkConfig(dim=24, depth=1, heads=2, attn_dim_key=6, dim_divisible_by=4)
+
+CONVNET = PretrainConfig(
+    kind="convnet",
+    convnet=ConvnetSizes(motifs=12, motif_bp=11, dim=12, wide=24, depth=1),
+    passes=2,
+    device="cpu",
+    average=0.9,
+    output_dropout=0.1,
+)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +122,63 @@ def test_loss_that_is_not_finite_stops(planted, monkeypatch):
 def test_sizes_that_do_not_fit_are_refused(trunk, bin_bp, message):
     with pytest.raises(ConfigError, match=message):
         trunk.hparams(bin_bp)
+
+
+def test_a_convnet_has_the_stores_bins_and_a_card(planted):
+    result = pretrain_trunk(planted.store, planted.selection, CONVNET, planted.store.path / "convnet")
+    model, card = load_convnet(result.path)
+    assert model.sizes.bin_bp == planted.store.grid.bin_bp
+    assert card.trained_on["chromosomes"] == ["chr1", "chr2"]
+    assert "OLA" not in card.trained_on["factors"]
+    assert card.notes["pretrain"]["kind"] == "convnet"
+
+
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_a_stopped_convnet_goes_on_to_the_same_bytes(planted, monkeypatch, average):
+    config = replace(CONVNET, average=average, save_every=5)
+    whole = pretrain_trunk(planted.store, planted.selection, config, planted.store.path / f"whole{average}")
+    step = pretrain._Trainer._one_step
+
+    def stopped(self, stretches, share):
+        if self.step == 7:
+            raise KeyboardInterrupt
+        step(self, stretches, share)
+
+    out = planted.store.path / f"parts{average}"
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain._Trainer, "_one_step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            pretrain_trunk(planted.store, planted.selection, config, out)
+    again = pretrain_trunk(planted.store, planted.selection, config, out)
+    assert again.was_resumed
+    one, two = (load_convnet(path).model.state_dict() for path in (whole.path, again.path))
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def test_what_is_saved_is_the_average(planted, monkeypatch):
+    own = {}
+    save = pretrain.save_model
+
+    def saved(model, *rest, **named):
+        own.update({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        save(model, *rest, **named)
+
+    monkeypatch.setattr(pretrain, "save_model", saved)
+    config = replace(CONVNET, validate_every=0)
+    averaged = pretrain_trunk(planted.store, planted.selection, config, planted.store.path / "averaged")
+    of_average = dict(own)
+    plain = pretrain_trunk(
+        planted.store, planted.selection, replace(config, average=0.0), planted.store.path / "not_averaged"
+    )
+    assert averaged.loss == plain.loss  # the same weights were trained
+    assert not torch.equal(of_average["motifs.weight"], own["motifs.weight"])
+    kept = load_convnet(averaged.path).model.state_dict()
+    assert torch.equal(kept["motifs.weight"], of_average["motifs.weight"])
+
+
+def test_shares_that_are_none_are_refused():
+    with pytest.raises(ConfigError, match="output_dropout and average"):
+        PretrainConfig(average=1.0)
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ SET = click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help
     cls=Command,
     examples=[
         "tfbind pretrain yeast.store demo trunk/ --passes 2 --set trunk.dim=48",
+        "tfbind pretrain yeast.store demo convnet/ --passes 2 --set kind=convnet --set convnet.dim=48",
         "tfbind pretrain yeast.store demo control/ --permute-labels --passes 1 --set trunk.dim=48",
     ],
 )
@@ -64,7 +65,8 @@ def pretrain(
         f"trunk: {result.path}, {result.n_tracks} tracks, {result.n_steps:,} steps in {result.seconds:.0f} s, "
         f"loss {result.loss:.4f}{', resumed' if result.was_resumed else ''}",
         *(f"{name.replace('_', ' ')}: {value:.3f}, median over tracks" for name, value in result.validation.items()),
-        f"next: tfbind embed {store} windows --checkpoint {trunk}",
+        f"next: tfbind embed {store} windows {'' if chosen.kind == 'enformer' else f'--embedder {chosen.kind} '}"
+        f"--checkpoint {trunk}",
     ]
     emit(result, text, as_json=as_json)
 

@@ -172,6 +172,7 @@ REGISTRY: Mapping[ArrayKind, Mapping[str, str]] = {
         "toy": "tfbind_store.precompute.toy:from_options",
         "enformer": "tfbind_store.precompute.enformer:from_options",
         "borzoi": "tfbind_store.precompute.borzoi:from_options",
+        "convnet": "tfbind_store.precompute.convnet:from_options",
         "module": "tfbind_store.precompute.module:from_options",
     },
     "proteins": {
@@ -194,7 +195,7 @@ def embedder_names(kind: ArrayKind) -> list[str]:
     Examples
     --------
     >>> embedder_names("windows")
-    ['borzoi', 'enformer', 'module', 'toy']
+    ['borzoi', 'convnet', 'enformer', 'module', 'toy']
     """
     return sorted(REGISTRY[kind])
 

@@ -114,18 +114,31 @@ def save_trunk(
     -------
     The folder.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     config = architecture_of(model)
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in trunk_tensors(model).items()}
+    tensors = trunk_tensors(model)
     if not keep_heads:
         config["output_heads"] = {}
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(HEADS)}
     card = TrunkCard(trained_on=trained_on, notes=dict(notes or {}))
-    stated = {"config": config, "trained_on": card.trained_on_json, "notes": dict(card.notes)}
+    return write_folder(Path(folder), CARD_FORMAT, config, tensors, card, model_type="enformer")
+
+
+def write_folder(
+    folder: Path,
+    card_format: str,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, torch.Tensor],
+    card: TrunkCard,
+    *,
+    model_type: str,
+) -> Path:
+    """Write a trunk of any kind: its tensors with the card inside, by the name of its format, and ``config.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stated = {"config": dict(config), "trained_on": card.trained_on_json, "notes": dict(card.notes)}
+    own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # not save_file: it hides a full disk behind an error of its own
-    publish(folder / WEIGHT_FILES[0], _safetensors(tensors, {**LIBRARY, CARD_FORMAT: canonical_json(stated)}))
-    text = json.dumps({"model_type": "enformer", **config}, indent=2, sort_keys=True) + "\n"
+    publish(folder / WEIGHT_FILES[0], _safetensors(own, {**LIBRARY, card_format: canonical_json(stated)}))
+    text = json.dumps({"model_type": model_type, **config}, indent=2, sort_keys=True) + "\n"
     publish(folder / CONFIG_FILE, [text.encode()])
     return folder
 

@@ -26,7 +26,7 @@ from tfbind_store.spec import EmbeddingSpec
 
 Strand = Literal["forward", "reverse", "mean"]
 WITH_OWN_STRANDS = frozenset({"enformer"})
-ONE_WINDOW_A_CALL = frozenset({"module", "borzoi"})
+ONE_WINDOW_A_CALL = frozenset({"module", "borzoi", "convnet"})
 """Embedders that read each window whole and by itself, so that its bases can be turned round."""
 _COMPLEMENT = np.array([3, 2, 1, 0, 4, 5], dtype=np.uint8)
 

@@ -12,13 +12,11 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from enformer_pytorch import Enformer
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -27,115 +25,29 @@ from tfbind_store import config as configs
 from tfbind_store.durable import free_bytes, sole_owner, typed_errors
 from tfbind_store.errors import ConfigError, NoSpace, StoreExists, TrainingError
 from tfbind_store.feeding.feed import permuted
-from tfbind_store.heads.losses import LossConfig, cell_losses
+from tfbind_store.heads.losses import cell_losses
+from tfbind_store.learning.average import Average
 from tfbind_store.learning.optimiser import adamw, clip, set_rate
 from tfbind_store.learning.passes import Place, endless
 from tfbind_store.learning.runlog import RunLog
 from tfbind_store.learning.schedule import Schedule
 from tfbind_store.learning.state import optimizer_tensors, put_back, read_state, restore_optimizer, write_state
 from tfbind_store.metrics.ranking import score_binary
-from tfbind_store.precompute.enformer import one_hot, save_trunk
-from tfbind_store.precompute.trunk_files import DOUBLED, WEIGHT_FILES, build_trunk, trunk_tensors
+from tfbind_store.precompute.enformer import one_hot
+from tfbind_store.precompute.trunk_files import DOUBLED, WEIGHT_FILES
 from tfbind_store.precompute.weights import pick_device
+from tfbind_store.pretraining.config import PretrainConfig, TrunkConfig
 from tfbind_store.pretraining.feed import Stretch, TrackFeed
-from tfbind_store.pretraining.forward import fast_dtype, train_features
+from tfbind_store.pretraining.forward import fast_dtype
+from tfbind_store.pretraining.kinds import build_model, features, save_model, tensors_of
 from tfbind_store.query import rows
 from tfbind_store.query.selection import Selection
 from tfbind_store.store.folder import Store
 
+__all__ = ["PretrainConfig", "PretrainResult", "TrunkConfig", "pretrain_trunk", "training_feed"]
+
 STATE_FILE = "state.safetensors"
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrunkConfig:
-    """Sizes of the trunk; bins are as wide as the store's grid says."""
-
-    dim: int = 192
-    """Channels at the end of the convolutions; the embedding has twice as many."""
-    depth: int = 4
-    """Transformer blocks."""
-    heads: int = 4
-    """Attention heads; dim must be a multiple of six times this number."""
-    attn_dim_key: int = 32
-    """Width of one head's keys."""
-    dim_divisible_by: int = 16
-    """Channels of every convolution are a multiple of this."""
-    dropout_rate: float = 0.1
-    """In the transformer."""
-    attn_dropout: float = 0.05
-    """Of attention weights."""
-    pos_dropout: float = 0.01
-    """Of position features."""
-
-    def hparams(self, bin_bp: int) -> dict[str, Any]:
-        """Return the architecture as enformer-pytorch names it.
-
-        Raises
-        ------
-        ConfigError
-            If a bin is no power of two, or the sizes do not divide.
-        """
-        halvings = bin_bp.bit_length() - 1
-        if bin_bp != 2**halvings or halvings < 2:
-            raise ConfigError(f"an Enformer's bins are 4, 8, 16, … bp wide, this store's {bin_bp}", where="trunk")
-        if self.dim % self.dim_divisible_by:
-            raise ConfigError(
-                f"dim is {self.dim}, must be a multiple of dim_divisible_by ({self.dim_divisible_by})",
-                where="trunk",
-                fix=f"--set trunk.dim={max(1, round(self.dim / self.dim_divisible_by)) * self.dim_divisible_by}",
-            )
-        if self.dim % self.heads or self.dim // self.heads % 6:
-            raise ConfigError(f"dim / heads is {self.dim}/{self.heads}, must be a multiple of 6", where="trunk")
-        return {**configs.to_mapping(self), "num_downsamples": halvings, "output_heads": {}}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """How a trunk is trained."""
-
-    trunk: TrunkConfig = field(default_factory=TrunkConfig)
-    """Its sizes."""
-    passes: float = 24.0
-    """Times that every training base is read."""
-    minutes: float | None = None
-    """Stop after so long if the passes are not done; the learning rate reaches its end then."""
-    window_bp: int | None = None
-    """Bases per example; default the store's windows."""
-    batch_size: int = 4
-    """Examples per step."""
-    lr: float = 2e-3
-    """Highest learning rate of AdamW."""
-    weight_decay: float = 0.05
-    """Of the weights of linear layers and convolutions."""
-    warmup: float = 0.05
-    """Share of the training in which the learning rate rises."""
-    clip: float = 3.0
-    """Largest norm of a step's gradient."""
-    reverse_complement: bool = True
-    """Turn half of the examples round, labels mirrored."""
-    random_offset: bool = True
-    """Begin every pass at another base."""
-    loss: LossConfig = field(default_factory=LossConfig)
-    """Per bin and track."""
-    validate_every: float = 8.0
-    """Passes between looks at the validation chromosomes; 0 never looks. Nothing is chosen by them."""
-    save_every: int = 200
-    """Steps between saved states: at most so many are lost in a kill."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16 where the machine multiplies it natively."""
-    device: str = "auto"
-    """cpu, cuda, or whatever is there."""
-    permute_labels: bool = False
-    """The control: peaks at random places of their chromosome."""
-    seed: int = 0
-    """Decides weights, order, offsets, strands, dropout."""
-
-    def __post_init__(self) -> None:
-        if self.passes <= 0 or self.batch_size < 1 or self.lr <= 0 or not 0 <= self.warmup < 1:
-            raise ConfigError(
-                "passes and lr must be above 0, batch_size at least 1, warmup in [0, 1)", where="pretrain"
-            )
 
 
 class PretrainResult(NamedTuple):
@@ -217,7 +129,8 @@ def _save(store: Store, selection: Selection, trainer: _Trainer) -> None:
         "labels": "permuted" if config.permute_labels else "measured",
     }
     seen = {key: trained_on[key] for key in ("factors", "chromosomes", "biotypes")}
-    save_trunk(trainer.model, trainer.out, seen, notes=notes)
+    with trainer.average.applied():
+        save_model(trainer.model, trainer.out, seen, notes=notes)
     (trainer.out / STATE_FILE).unlink(missing_ok=True)
 
 
@@ -266,13 +179,15 @@ class _Trainer:
         wanted = {"float32": torch.float32, "bfloat16": torch.bfloat16}
         self.dtype = wanted.get(config.precision) or fast_dtype(self.device)
         torch.manual_seed(config.seed)
-        self.model: Enformer = build_trunk(config.trunk.hparams(store.grid.bin_bp), where="pretrain")
-        self.output = nn.Linear(2 * config.trunk.dim, len(feed.experiment_ids))
+        self.model, width = build_model(config, store.grid.bin_bp)
+        self.output = nn.Linear(width, len(feed.experiment_ids))
+        self.dropout = nn.Dropout(config.output_dropout)
         prior = torch.from_numpy(feed.prevalence()).clamp(min=1e-5, max=0.5)
         with torch.no_grad():
             self.output.weight.mul_(0.1)
             self.output.bias.copy_(torch.logit(prior))
         both = nn.ModuleDict({"trunk": self.model, "output": self.output}).to(self.device).train()
+        self.average = Average(both, config.average)
         self.named = sorted((n, p) for n, p in both.named_parameters() if DOUBLED not in n)
         self.optimizer = adamw(both, self.named, lr=config.lr, weight_decay=config.weight_decay)
         self.per_pass = -(-len(feed.one_pass(np.random.default_rng(0))) // config.batch_size)
@@ -306,6 +221,7 @@ class _Trainer:
             raise ConfigError("a stopped run in this folder has another config or selection", where=str(path), fix=fix)
         put_back(path, self.model, groups["trunk"], left_out=[DOUBLED])
         put_back(path, self.output, groups["output"])
+        self.average.restore(groups.get("average", {}))
         restore_optimizer(path, self.optimizer, self.named, groups.get("optimizer", {}))
         self.step, self.seconds, self.recent = counters["step"], counters["seconds"], counters["recent"]
         self.cursor = Place(*counters["cursor"])
@@ -323,9 +239,10 @@ class _Trainer:
             "cursor": list(self.cursor),
         }
         groups = {
-            "trunk": trunk_tensors(self.model),
+            "trunk": tensors_of(self.model),
             "output": self.output.state_dict(),
             "optimizer": optimizer_tensors(self.optimizer, self.named),
+            "average": self.average.tensors,
         }
         write_state(self.out / STATE_FILE, counters, groups)
 
@@ -381,11 +298,12 @@ class _Trainer:
         clip((parameter for _, parameter in self.named), self.config.clip)
         self.optimizer.step()
         self.step += 1
+        self.average.update(self.step)
         self.recent = [*self.recent, float(loss.item())][-self.per_pass :]
 
     def _logits(self, codes: np.ndarray) -> Float[Tensor, "b n tracks"]:
-        features = train_features(self.model, one_hot(codes).to(self.device), dtype=self.dtype)
-        logits: Tensor = self.output(features)
+        found = features(self.model, one_hot(codes).to(self.device), dtype=self.dtype)
+        logits: Tensor = self.output(self.dropout(found) if self.model.training else found)
         return logits
 
     def _wants_validation(self) -> bool:
@@ -399,7 +317,8 @@ class _Trainer:
         stretches = sorted(feed.one_pass(np.random.default_rng(0)))
         size, n_tracks = self.config.batch_size, len(feed.experiment_ids)
         parts = [feed.batch(stretches[at : at + size]) for at in range(0, len(stretches), size)]
-        logits = [self._logits(part.codes).float().cpu().numpy() for part in parts]
+        with self.average.applied():
+            logits = [self._logits(part.codes).float().cpu().numpy() for part in parts]
         scores = np.concatenate([part.reshape(-1, n_tracks) for part in logits])
         labels = np.concatenate([part.labels.reshape(-1, n_tracks) for part in parts])
         self.model.train()
