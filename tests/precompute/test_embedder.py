@@ -19,7 +19,7 @@ from tfbind_store.precompute.embedder import (
 
 
 def test_the_registry_knows_the_documented_names():
-    assert embedder_names("windows") == ["borzoi", "enformer", "module", "toy"]
+    assert embedder_names("windows") == ["borzoi", "convnet", "enformer", "module", "toy"]
     assert embedder_names("proteins") == ["composition", "esm", "imported", "protalbert"]
     assert embedder_names("contexts") == ["bert", "hashed"]
 

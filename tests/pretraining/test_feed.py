@@ -4,7 +4,7 @@ import pytest
 from tests.query.world import World, random_sequence
 from tfbind_store.loci import Grid
 from tfbind_store.precompute.enformer import reverse_complement
-from tfbind_store.pretraining.feed import Stretch, TrackFeed
+from tfbind_store.pretraining.feed import Stretch, TrackFeed, mutated
 from tfbind_store.query import rows
 from tfbind_store.query.labels import LabelRule
 
@@ -108,3 +108,16 @@ def test_passes_differ_unless_told_otherwise(world):
 def test_prevalence_counts_bound_bins(world):
     scorable = int(feed_of(world).evidence.scorable.sum())
     assert feed_of(world).prevalence().tolist() == pytest.approx([2 / scorable, 1 / scorable])
+
+
+def test_mutation_changes_its_share_of_bases_and_nothing_else():
+    codes = np.tile(np.array([0, 1, 2, 3, 4, 5], dtype=np.uint8), (200, 500))
+    changed = mutated(codes, 0.2, np.random.default_rng(0))
+    is_base = codes < 4
+    np.testing.assert_array_equal(changed[~is_base], codes[~is_base])
+    assert changed.max() == 5
+    assert set(changed[is_base].tolist()) == {0, 1, 2, 3}
+    shares = (changed != codes)[:, :].sum(1) / is_base.sum(1)
+    assert shares.max() < 0.22
+    assert shares.min() < 0.02
+    assert abs(shares.mean() - 0.1) < 0.02

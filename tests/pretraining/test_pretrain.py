@@ -7,12 +7,14 @@ import torch
 
 from tests.planted import make_planted
 from tfbind_store.errors import ConfigError, NoSpace, StoreExists, TrainingError
+from tfbind_store.ingest import import_loci
 from tfbind_store.precompute.convnet import ConvnetSizes, load_convnet
 from tfbind_store.precompute.enformer import load_trunk
 from tfbind_store.pretraining import pretrain
 from tfbind_store.pretraining.forward import train_features
 from tfbind_store.pretraining.pretrain import PretrainConfig, TrunkConfig, pretrain_trunk
-from tfbind_store.query.selection import Selection
+from tfbind_store.query.selection import Selection, SelectionConfig, make_selection
+from tfbind_store.query.splits import SplitConfig
 
 TINY = TrunkConfig(dim=24, depth=1, heads=2, attn_dim_key=6, dim_divisible_by=4)
 
@@ -23,6 +25,7 @@ CONVNET = PretrainConfig(
     device="cpu",
     average=0.9,
     output_dropout=0.1,
+    mutation=0.1,
 )
 
 
@@ -72,6 +75,30 @@ def test_feed_sees_nothing_but_the_training_part(planted):
     held_out = {place for place, name in enumerate(names.tolist()) if ".OLA." in name}
     assert held_out
     assert not held_out & set(feed.experiment_ids.tolist())
+
+
+def test_a_chromosome_that_a_split_divides_is_seen_in_its_training_part_only(planted, tmp_path):
+    store = planted.store
+    for split, (begin, end) in {"train": (0, 6000), "valid": (6400, 8000), "test": (8400, 12000)}.items():
+        bed = tmp_path / f"{split}.bed"
+        bed.write_text(f"chr1\t{begin}\t{end}\n")
+        import_loci(store, bed, "parts", split=split)
+    config = SelectionConfig(margin_bp=0, split=SplitConfig(loci="parts"), allow_leaks=("trunk", "window"))
+    make_selection(store, "parts", config)
+    selection = Selection.open(store, "parts")
+    feed = pretrain.training_feed(store, selection, PretrainConfig())
+    valid = pretrain._validation_feed(store, selection, feed)
+    for own, (begin, end) in ((feed, (0, 6000)), (valid, (6400, 8000))):
+        known = set()
+        for stretch in own.one_pass(np.random.default_rng(0)):
+            labels = own.batch([stretch]).labels[0]
+            bins = np.flatnonzero(~np.isnan(labels).all(1)) if not stretch.is_reverse else None
+            labelled = bins if bins is not None else own.n_bins - 1 - np.flatnonzero(~np.isnan(labels).all(1))
+            known |= {(stretch.chrom, stretch.start + int(at) * own.bin_bp) for at in labelled}
+        assert known
+        assert {chrom for chrom, _ in known} == {0}
+        assert min(at for _, at in known) >= begin
+        assert max(at for _, at in known) + own.bin_bp <= end
 
 
 def test_control_moves_the_peaks(planted):
@@ -177,7 +204,7 @@ def test_what_is_saved_is_the_average(planted, monkeypatch):
 
 
 def test_shares_that_are_none_are_refused():
-    with pytest.raises(ConfigError, match="output_dropout and average"):
+    with pytest.raises(ConfigError, match="output_dropout, average and mutation"):
         PretrainConfig(average=1.0)
 
 

@@ -10,6 +10,9 @@ from tfbind_store.errors import ConfigError
 from tfbind_store.heads.losses import LossConfig
 from tfbind_store.precompute.convnet import ConvnetSizes
 
+CLEAN_SHARE = 0.15
+"""Share of a training, its last, in which no base is changed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkConfig:
@@ -88,6 +91,9 @@ class PretrainConfig:
     """Turn half of the examples round, labels mirrored."""
     random_offset: bool = True
     """Begin every pass at another base."""
+    mutation: float = 0.0
+    """Share of an example's bases that are changed at random, drawn for each example between 0 and this; the last
+    `CLEAN_SHARE` of the training sees bases as they are."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Per bin and track."""
     validate_every: float = 8.0
@@ -108,5 +114,5 @@ class PretrainConfig:
             raise ConfigError(
                 "passes and lr must be above 0, batch_size at least 1, warmup in [0, 1)", where="pretrain"
             )
-        if not 0 <= self.output_dropout < 1 or not 0 <= self.average < 1:
-            raise ConfigError("output_dropout and average must be in [0, 1)", where="pretrain")
+        if not all(0 <= share < 1 for share in (self.output_dropout, self.average, self.mutation)):
+            raise ConfigError("output_dropout, average and mutation must be in [0, 1)", where="pretrain")

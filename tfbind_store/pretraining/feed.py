@@ -3,7 +3,8 @@
 Every pass tiles the training chromosomes from another random base, so that bins begin anywhere, and turns half of the
 stretches to their reverse complement with the labels mirrored. Labels follow the selection's rule; bins that are N,
 blacklisted, ambiguous, past a chromosome's end or of an unlabelled chromosome are NaN. Only the chromosomes and
-experiments that are asked for are ever read.
+experiments that are asked for are ever read; where a split divides a chromosome, the evidence's scorable bins say
+which of its bins have labels.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class TrackFeed:
         return self.window_bp // self.bin_bp
 
     def one_pass(self, rng: np.random.Generator) -> list[Stretch]:
-        """Return stretches that cover every base of the chromosomes once, in random order."""
+        """Return stretches that cover every base of the chromosomes once, in random order; those without labels not."""
         stretches: list[Stretch] = []
         for chrom in self.chroms:
             length = self.evidence.tiling.lengths_bp[chrom]
@@ -82,7 +83,9 @@ class TrackFeed:
             for start in range(-offset, length, self.window_bp):
                 is_reverse = bool(rng.integers(2)) and self.reverse_complement
                 shift = int(rng.integers(-self.shift_bp, self.shift_bp + 1)) if self.shift_bp else 0
-                stretches.append(Stretch(chrom, start + shift, is_reverse))
+                stretch = Stretch(chrom, start + shift, is_reverse)
+                if self._touches(stretch):
+                    stretches.append(stretch)
         return [stretches[index] for index in rng.permutation(len(stretches))]
 
     def batch(self, stretches: Sequence[Stretch]) -> TrackBatch:
@@ -126,6 +129,12 @@ class TrackFeed:
         labels[~self._scorable(stretch)] = np.nan
         labels[:, ~self._labelled[:, stretch.chrom]] = np.nan
         return labels
+
+    def _touches(self, stretch: Stretch) -> bool:
+        """Return whether any bin of the store that a stretch touches may be scored."""
+        own = self.evidence.tiling.global_bins(stretch.chrom)
+        begin, end = max(0, stretch.start // self.bin_bp), -(-(stretch.start + self.window_bp) // self.bin_bp)
+        return bool(self.evidence.scorable[own[begin : max(0, end)]].any())
 
     def _scorable(self, stretch: Stretch) -> np.ndarray:
         """Return which bins touch only store bins that may be scored."""
@@ -197,3 +206,18 @@ class _Sorted:
             end[keep],
             summit[keep],
         )
+
+
+def mutated(codes: UInt8[np.ndarray, "b bp"], most: float, rng: np.random.Generator) -> UInt8[np.ndarray, "b bp"]:
+    """Change bases to another one at random; each row draws its own share of them, up to `most`.
+
+    Examples
+    --------
+    >>> codes = np.array([[0, 1, 2, 3, 4, 5]], dtype=np.uint8)
+    >>> mutated(codes, 0.0, np.random.default_rng(0)).tolist()
+    [[0, 1, 2, 3, 4, 5]]
+    """
+    share = rng.random((len(codes), 1), dtype=np.float32) * np.float32(most)
+    hit = (rng.random(codes.shape, dtype=np.float32) < share) & (codes < 4)
+    other = (codes + rng.integers(1, 4, size=codes.shape, dtype=np.uint8)) % 4
+    return np.where(hit, other, codes).astype(np.uint8)

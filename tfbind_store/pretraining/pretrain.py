@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -36,11 +36,11 @@ from tfbind_store.metrics.ranking import score_binary
 from tfbind_store.precompute.enformer import one_hot
 from tfbind_store.precompute.trunk_files import DOUBLED, WEIGHT_FILES
 from tfbind_store.precompute.weights import pick_device
-from tfbind_store.pretraining.config import PretrainConfig, TrunkConfig
-from tfbind_store.pretraining.feed import Stretch, TrackFeed
+from tfbind_store.pretraining.config import CLEAN_SHARE, PretrainConfig, TrunkConfig
+from tfbind_store.pretraining.feed import Stretch, TrackFeed, mutated
 from tfbind_store.pretraining.forward import fast_dtype
 from tfbind_store.pretraining.kinds import build_model, features, save_model, tensors_of
-from tfbind_store.query import rows
+from tfbind_store.query import rows, splits
 from tfbind_store.query.selection import Selection
 from tfbind_store.store.folder import Store
 
@@ -143,6 +143,8 @@ def training_feed(store: Store, selection: Selection, config: PretrainConfig) ->
     named = np.array([name in trained for name in evidence.experiments["experiment"].tolist()], dtype=bool)
     if config.permute_labels:
         evidence = evidence._replace(peaks=permuted(evidence.peaks, store.tiling.lengths_bp, seed=config.seed))
+    # on a chromosome that a split divides, only its training part
+    evidence = evidence._replace(scorable=evidence.scorable & (selection.place_parts() == splits.TRAIN))
     window_bp = config.window_bp or store.grid.window_bp
     if window_bp % store.grid.bin_bp:
         raise ConfigError(
@@ -161,12 +163,15 @@ def training_feed(store: Store, selection: Selection, config: PretrainConfig) ->
 
 
 def _validation_feed(store: Store, selection: Selection, feed: TrackFeed) -> TrackFeed | None:
-    """Return the same tracks on chromosomes of validation rows that are in no training row."""
-    valid = set(selection.info["parts"]["valid"]["chromosomes"]) - set(selection.trained_on["chromosomes"])
-    chroms = tuple(store.tiling.chrom_index[chrom] for chrom in store.tiling.chroms if chrom in valid)
+    """Return the same tracks on places of validation rows."""
+    valid = selection.place_parts() == splits.VALID
+    with store.reader() as catalog:
+        scorable = rows.gather(store, catalog).scorable & valid
+    chroms = tuple(n for n in range(len(store.tiling.chroms)) if valid[store.tiling.global_bins(n)].any())
     if not chroms:
         return None
-    return TrackFeed(feed.genome, feed.evidence, feed.rule, feed.experiment_ids, chroms, feed.window_bp, False, False)
+    evidence = feed.evidence._replace(scorable=scorable)
+    return TrackFeed(feed.genome, evidence, feed.rule, feed.experiment_ids, chroms, feed.window_bp, False, False)
 
 
 class _Trainer:
@@ -287,7 +292,7 @@ class _Trainer:
         torch.manual_seed((self.config.seed << 32) + self.step)
         batch = self.feed.batch(stretches)
         labels = torch.from_numpy(batch.labels).to(self.device)
-        logits = self._logits(batch.codes)
+        logits = self._logits(self._changed(batch.codes, share))
         # summed over tracks, so that the step does not shrink as tracks are added
         loss = cell_losses(self.config.loss, logits, labels).sum() / (labels.shape[0] * labels.shape[1])
         if not loss.isfinite():
@@ -300,6 +305,11 @@ class _Trainer:
         self.step += 1
         self.average.update(self.step)
         self.recent = [*self.recent, float(loss.item())][-self.per_pass :]
+
+    def _changed(self, codes: UInt8[np.ndarray, "b bp"], share: float) -> UInt8[np.ndarray, "b bp"]:
+        if not self.config.mutation or share >= 1 - CLEAN_SHARE:
+            return codes
+        return mutated(codes, self.config.mutation, np.random.default_rng([self.config.seed, 1, self.step]))
 
     def _logits(self, codes: np.ndarray) -> Float[Tensor, "b n tracks"]:
         found = features(self.model, one_hot(codes).to(self.device), dtype=self.dtype)
