@@ -158,11 +158,10 @@ class AdapterModel(nn.Module):
         config = FilipConfig(
             latent_heads=latent_heads, latent_dim=latent_dim, joint_depth=joint_cross_attn_depth, dropout=dropout,
             film=condition_film, squeeze_excite=condition_squeeze_excite, hypergrid=condition_hypergrid,
-            norm_heads=binary_target,
+            norm_heads=binary_target, fourier_dims=fourier_dims,
+            read_values=read_value_aux_loss_weight if aux_read_value_loss else 0.0,
         )  # fmt: skip
         self.adapter = Joint(FilipHead(config, geometry), self_attention_depth=genome_self_attn_depth)
-        self.read_values = ReadValueLoss(latent_heads, fourier_dims=fourier_dims) if aux_read_value_loss else None
-        self.read_value_aux_loss_weight = read_value_aux_loss_weight
         self.binary_target, self.target_mse_loss = binary_target, target_mse_loss
         self.loss_kind: LossKind = "pearson" if use_corr_coef_loss else "poisson"
         self.track_heads = nn.ModuleDict(
@@ -177,6 +176,11 @@ class AdapterModel(nn.Module):
     def head(self) -> FilipHead:
         """The part that works on stored bins; a head like those of `heads.HEADS`."""
         return self.adapter.head
+
+    @property
+    def read_values(self) -> ReadValueLoss | None:
+        """The auxiliary loss, where there is one."""
+        return self.head.read_values
 
     def train(self, mode: bool = True) -> AdapterModel:
         """Train or evaluate; the trunk runs as in evaluation either way, but for `trunk_dropout`."""
@@ -303,7 +307,7 @@ class AdapterModel(nn.Module):
             raise ConfigError("aux_read_value_loss needs read_value and peaks_nr", where="AdapterModel", fix=fix)
         device = prediction.device
         auxiliary = self.read_values(mixed, as_numbers(peaks_nr, device), as_numbers(read_value, device))
-        return Losses(main + self.read_value_aux_loss_weight * auxiliary, main, auxiliary)
+        return Losses(main + self.head.options.read_values * auxiliary, main, auxiliary)
 
     def _correlation(self, prediction: Tensor, target: Tensor) -> Float[Tensor, ""]:
         if self.binary_target:

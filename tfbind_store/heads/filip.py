@@ -42,6 +42,7 @@ from tfbind_store.heads.blocks import (
     SqueezeExcite,
     TokenAttention,
 )
+from tfbind_store.heads.read_values import ReadValueLoss
 
 MOST_NUMBERS = 2**26
 """Hidden numbers of a feed-forward, or similarities, that exist at once in a dense pass: 256 MiB."""
@@ -71,6 +72,10 @@ class FilipConfig(HeadConfig):
     """Mix the FILIP heads by a matrix gated by the context; else by a plain one."""
     norm_heads: bool = True
     """Normalise the mixed heads before the logit; the reference does for bound or not, and does not for tracks."""
+    read_values: float = 0.0
+    """Weight of an auxiliary loss: the score of the peak, given the number of its experiment's peaks. 0 has none."""
+    fourier_dims: int = 256
+    """Sines and cosines of that number."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -82,6 +87,9 @@ class FilipConfig(HeadConfig):
             )
             < 1,
             "choose joint_depth of at least 0": self.joint_depth < 0,
+            "choose read_values of at least 0, and an even number of fourier_dims": self.read_values < 0
+            or self.fourier_dims < 2
+            or bool(self.fourier_dims % 2),
         }
         for fix, is_wrong in fixes.items():
             if is_wrong:
@@ -135,6 +143,7 @@ class FilipHead(Head):
         self.mix = None if config.hypergrid else nn.Linear(heads, heads)
         norm = nn.LayerNorm(heads) if config.norm_heads else nn.Identity()
         self.to_logit = nn.Sequential(norm, nn.Linear(heads, 1))
+        self.read_values = ReadValueLoss(heads, fourier_dims=config.fourier_dims) if config.read_values else None
 
     @property
     def options(self) -> FilipConfig:
@@ -218,7 +227,11 @@ class FilipHead(Head):
 
     def forward(self, batch: Batch[Tensor]) -> Float[Tensor, "b n"]:
         """Return one logit per bin of each row; residues are read once per distinct factor."""
-        return self._meet(self.encode_dna(batch.dna), self._by_row(batch)).squeeze(-1)
+        return self.logit(self.mixed_rows(batch))
+
+    def mixed_rows(self, batch: Batch[Tensor]) -> Float[Tensor, "b n h"]:
+        """Return what the logit of each bin of each row is made of."""
+        return self._mixed(self.encode_dna(batch.dna), self._by_row(batch)).squeeze(2)
 
     def score_pairs(self, dna: Float[Tensor, "k d"], pairs: Pairs, *, max_cells: int = 20_000) -> Float[Tensor, "k p"]:
         """Return the logit of every bin with every encoded pair, a few pairs of like length at a time."""
@@ -277,11 +290,14 @@ class FilipHead(Head):
         return each * self.condition_dna.gate(each, context.unsqueeze(1).expand(-1, n_bins, -1, -1))
 
     def _meet(self, dna: Float[Tensor, "g n d"], ready: _Ready) -> Float[Tensor, "g n p"]:
+        return self.logit(self._mixed(dna, ready))
+
+    def _mixed(self, dna: Float[Tensor, "g n d"], ready: _Ready) -> Float[Tensor, "g n p h"]:
         bins = self._conditioned(dna, ready.context)
         for block, feed, projected in zip(self.blocks, self.feed_dna, ready.projected, strict=True):
             bins = feed(block(bins, projected, ready.mask))
         met = rearrange(self.filip(bins, ready.units, ready.mask), "g h n p -> g n p h")
-        return self.logit(self.mixed(met, ready.context))
+        return self.mixed(met, ready.context)
 
     def mixed(self, met: Float[Tensor, "g n p h"], context: Float[Tensor, "g p t"]) -> Float[Tensor, "g n p h"]:
         """Return the FILIP heads mixed, by a matrix that the context gates or by a plain one."""

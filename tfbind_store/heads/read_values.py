@@ -44,12 +44,17 @@ class ReadValueLoss(nn.Module):
         self, mixed: Float[Tensor, "b n h"], peaks_nr: Float[Tensor, " b"], read_value: Float[Tensor, " b"]
     ) -> Float[Tensor, ""]:
         """Return the mean over rows with a score; zero, with a gradient of zero, where none has one."""
+        return self.cells(mixed, peaks_nr, read_value).sum() / (~read_value.isnan()).sum().clamp(min=1)
+
+    def cells(
+        self, mixed: Float[Tensor, "b n h"], peaks_nr: Float[Tensor, " b"], read_value: Float[Tensor, " b"]
+    ) -> Float[Tensor, " b"]:
+        """Return the loss of each row; zero where it has no score."""
         described = torch.cat([self.norm(mixed.float().mean(1)), self.features(peaks_nr)], dim=-1)
         said = cast(Tensor, self.net(described)).squeeze(-1)
         known = ~read_value.isnan()
         target = torch.where(known, read_value, torch.zeros_like(read_value)).clamp(min=0).log1p()
-        cells = F.smooth_l1_loss(said.float(), target.float(), reduction="none") * known
-        return cells.sum() / known.sum().clamp(min=1)
+        return F.smooth_l1_loss(said.float(), target.float(), reduction="none") * known
 
     def features(self, peaks_nr: Float[Tensor, " b"]) -> Float[Tensor, "b f"]:
         """Return whether the number is known, its share of 8,000, its logarithm, sines and cosines; zeros if not."""

@@ -65,8 +65,6 @@ def parts_of(
     if len(model.adapter.among_bins):
         what = "genome_self_attn_depth: stored bins are scored each by itself"
         raise ConfigError(what, where=where, fix="genome_self_attn_depth=0, or call the model itself")
-    if model.read_values is not None:
-        _log.warning("aux_read_value_loss is of whole sequences; %s trains on bins, without it", where)
     return ModelParts(
         model.enformer,
         proteins if model.proteins is None else model.proteins.embedder,

@@ -9,7 +9,7 @@ computed once more on the way back, block by block, with the same dropout.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,7 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from tfbind_store.batch import Batch
 from tfbind_store.feeding.feed import DenseBatch
 from tfbind_store.heads import Head, LossConfig, cell_losses
+from tfbind_store.heads.filip import FilipHead
 from tfbind_store.training.batches import AnyBatch, pieces
+from tfbind_store.training.strengths import Strengths
 
 CELLS_AT_ONCE = 20_000
 """Bins times pairs, or rows times bins, whose activations exist at once under checkpointing."""
@@ -32,17 +34,21 @@ class HeadLoss(nn.Module):
     ----------
     checkpointing
         Compute activations twice instead of keeping them.
+    strengths
+        Of rows, for a head that learns read values beside labels; rows only.
     """
 
-    def __init__(self, head: Head, config: LossConfig, *, checkpointing: bool = False) -> None:
+    def __init__(
+        self, head: Head, config: LossConfig, *, checkpointing: bool = False, strengths: Strengths | None = None
+    ) -> None:
         super().__init__()
-        self.head, self.config, self.checkpointing = head, config, checkpointing
+        self.head, self.config, self.checkpointing, self.strengths = head, config, checkpointing, strengths
 
     def forward(self, batch: AnyBatch) -> Float[Tensor, "rows columns"]:
         """Return the loss of each cell times its row's weight; 0 where there is no label."""
         if isinstance(batch, DenseBatch):
             return cell_losses(self.config, self._dense_logits(batch), batch.labels)
-        return cell_losses(self.config, self._row_logits(batch), batch.labels) * batch.weights.unsqueeze(-1)
+        return self._row_losses(batch) * batch.weights.unsqueeze(-1)
 
     def _dense_logits(self, batch: DenseBatch) -> Float[Tensor, "k p"]:
         if not self.checkpointing:
@@ -56,14 +62,25 @@ class HeadLoss(nn.Module):
     def _meet(self, dna: Float[Tensor, "k d"], grouped: tuple[Tensor, ...]) -> Float[Tensor, "one k p"]:
         return self.head.interact(self.head.encode_dna(dna).unsqueeze(0), grouped)
 
-    def _row_logits(self, batch: Batch[Tensor]) -> Float[Tensor, "b n"]:
+    def _row_losses(self, batch: Batch[Tensor]) -> Float[Tensor, "b n"]:
         if not self.checkpointing:
-            return cast(Tensor, self.head(batch))
+            return self._losses_of(batch)
         n = -(-batch.labels.numel() // CELLS_AT_ONCE)
-        logits = batch.labels.new_zeros(batch.labels.shape)
+        losses = batch.labels.new_zeros(batch.labels.shape)
         for part, piece in enumerate(pieces(batch, n)):
-            logits[part::n] = self._twice(self.head, piece).float()
-        return logits
+            losses[part::n] = self._twice(self._losses_of, piece).float()
+        return losses
+
+    def _losses_of(self, batch: Batch[Tensor]) -> Float[Tensor, "b n"]:
+        """Return the loss of each bin of each row; a row's read value is shared by its labelled bins."""
+        if self.strengths is None:
+            return cell_losses(self.config, self.head(batch), batch.labels)
+        assert isinstance(self.head, FilipHead)
+        assert self.head.read_values is not None
+        mixed = self.head.mixed_rows(batch)
+        labelled = ~batch.labels.isnan()
+        strength = self.head.options.read_values * self.head.read_values.cells(mixed, *self.strengths.of(batch.rows))
+        return cell_losses(self.config, self.head.logit(mixed), batch.labels) + strength.unsqueeze(-1) * labelled
 
     def _twice(self, function: Callable[..., Any], *inputs: Any) -> Any:
         return checkpoint(function, *inputs, use_reentrant=False)

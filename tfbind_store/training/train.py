@@ -32,6 +32,7 @@ from tfbind_store.durable import publish, sole_owner, typed_errors
 from tfbind_store.errors import ConfigError, TrainingError
 from tfbind_store.feeding.feed import DenseFeed, choose_arrays, prefetch
 from tfbind_store.heads import CheckpointHeader, Geometry, Head, header_for, make_head, save_checkpoint
+from tfbind_store.heads.filip import FilipHead
 from tfbind_store.learning.average import Average
 from tfbind_store.learning.optimiser import adamw, clip, set_rate, trainable
 from tfbind_store.learning.processes import Processes, joined, own_device
@@ -46,6 +47,7 @@ from tfbind_store.training.batches import AnyBatch, BatchSource, DenseSource, Nu
 from tfbind_store.training.config import TrainConfig
 from tfbind_store.training.loss import HeadLoss, labelled_weight
 from tfbind_store.training.material import Material, gather_material, validate
+from tfbind_store.training.strengths import Strengths, training_strengths
 
 __all__ = ["RunState", "TrainConfig", "TrainResult", "train_head"]
 
@@ -234,7 +236,7 @@ class TrainingRun:
         self.optimizer = adamw(
             self.head, self.named, lr=config.lr, weight_decay=config.weight_decay, lr_scale=config.lr_scale
         )
-        loss = HeadLoss(self.head, config.loss, checkpointing=config.checkpointing)
+        loss = HeadLoss(self.head, config.loss, checkpointing=config.checkpointing, strengths=self._strengths())
         if config.compile:
             loss.compile()
         self.model = processes.wrapped(loss)
@@ -242,6 +244,15 @@ class TrainingRun:
         self.schedule = Schedule(kind=config.schedule, warmup=config.warmup, n_steps=config.steps)
         self.state = RunState()
         self.log = RunLog(path, trackers=config.trackers, about=configs.to_mapping(config))
+
+    def _strengths(self) -> Strengths | None:
+        """Return what a head needs that learns read values beside labels."""
+        if not (isinstance(self.head, FilipHead) and self.head.read_values is not None):
+            return None
+        if self.config.pairing != "rows":
+            fix = "--set pairing=rows, or options.read_values=0"
+            raise ConfigError("read values are of rows, training is dense", where="options.read_values", fix=fix)
+        return training_strengths(self.material.store, self.material.selection, self.device)
 
     def _make_source(self) -> BatchSource:
         config, material = self.config, self.material
