@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from tfbind_store.precompute import packed
 from tfbind_store.precompute.enformer import one_hot
 from tfbind_store.precompute.fast_forward import FastTrunk
 from tfbind_store.precompute.packed import PackedLinear
-from tfbind_store.precompute.stretch import ConvGeometry, Run, embed_run, stretches
+from tfbind_store.precompute.stretch import ConvGeometry, Run, embed_run, stretches, threads_of
+from tfbind_store.precompute.versions import RememberingTrunk
 
 BP = 128
 MODEL = random_enformer(dim=48, depth=1)
@@ -120,6 +122,42 @@ def test_a_window_has_the_same_numbers_whatever_else_is_asked_for(
         for i, values in embed(chosen, chunk_tokens, batch_windows).items():
             assert relative_rms(values, at_once[i]) < 2e-6
             assert torch.equal(values, at_once[i]) or not exact, (i, chosen, chunk_tokens)
+
+
+@pytest.fixture
+def torch_threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("batch_windows", [1, 2, 6])
+@pytest.mark.parametrize(("window", "stride"), [(40, 16), (40, 41), (40, 15), (300, 200)])
+def test_threads_change_no_bit(
+    window: int, stride: int, batch_windows: int, torch_threads: Callable[[int], None]
+) -> None:
+    torch_threads(1)
+    run = Run.evenly(
+        start_bp=-3 * BP, n_windows=6, window_bp=window * BP, stride_bp=stride * BP, keep=slice(1, window - 2)
+    )
+    read = _reader((5 * stride + window) * BP)
+    caller, readers = threading.current_thread(), set()
+
+    def watched(start: int, end: int) -> np.ndarray:
+        readers.add(threading.current_thread())
+        return read(start, end)
+
+    alone = list(embed_run(TRUNK, run, read, chunk_tokens=20, batch_windows=batch_windows, n_threads=1))
+    beside = list(embed_run(TRUNK, run, watched, chunk_tokens=20, batch_windows=batch_windows, n_threads=3))
+    assert all(torch.equal(a, b) for a, b in zip(alone, beside, strict=True))
+    assert readers == {caller}, "readers of genomes are not asked by several threads"
+
+
+def test_a_trunk_that_does_not_say_it_may_is_called_by_one_thread(torch_threads: Callable[[int], None]) -> None:
+    torch_threads(3)
+    assert threads_of(TRUNK) == 3
+    assert threads_of(Counting()) == 1
+    assert threads_of(RememberingTrunk(TRUNK)) == 1
 
 
 @pytest.mark.parametrize("shares", [True, False])

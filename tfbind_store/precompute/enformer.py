@@ -33,6 +33,7 @@ from tfbind_store.precompute.stretch import (
     CodesReader,
     Run,
     embed_run,
+    threads_of,
 )
 from tfbind_store.precompute.trunk_files import (
     CONFIG_FILE,
@@ -184,6 +185,7 @@ class EnformerEmbedder:
         self.precision: Precision = precision
         self.batch_size = batch_size
         self.chunk_tokens = CPU_CHUNK_TOKENS if self.device.type == "cpu" else GPU_CHUNK_TOKENS
+        self.n_threads: int | None = None  # of a CPU; fewer where memory is short
         self._digest = weights_digest(self.model.state_dict(), skip=(DOUBLED, HEADS))
 
     @property
@@ -264,10 +266,13 @@ class EnformerEmbedder:
             chunk_tokens=self.chunk_tokens,
             window_tokens=grid.window_bp // grid.bin_bp,
             batch_windows=self._batch(grid),
+            n_threads=self.n_threads or threads_of(self.fast),
         )
 
     def limit_memory(self, max_bytes: int, grid: Grid) -> None:
-        """Take shorter chunks and smaller batches until what is on its way fits; the numbers stay the same.
+        """Take shorter chunks, smaller batches and fewer threads until what is on its way fits.
+
+        The numbers stay the same.
 
         Raises
         ------
@@ -278,6 +283,8 @@ class EnformerEmbedder:
             self.batch_size = self._batch(grid) // 2
         while self._working_bytes(grid) > max_bytes and self.chunk_tokens > LEAST_CHUNK_TOKENS:
             self.chunk_tokens //= 2
+        if self._working_bytes(grid) > max_bytes:
+            self.n_threads = 1
         if (need := self._working_bytes(grid)) > max_bytes:
             what = f"a window takes {need:,} bytes on its way through the trunk, {max_bytes:,} are left for that"
             raise ConfigError(what, where="--max-memory", fix=f"allow {need - max_bytes:,} bytes more")
@@ -337,6 +344,7 @@ class EnformerEmbedder:
         return embed_run(
             self.fast, run, reader,
             batch_windows=self._batch(grid), chunk_tokens=self.chunk_tokens, final=self.tap == "trunk",
+            n_threads=self.n_threads,
         )  # fmt: skip
 
     def _batch(self, grid: Grid) -> int:

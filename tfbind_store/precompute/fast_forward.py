@@ -215,6 +215,8 @@ class FastTrunk:
         False keeps to plain ``functional.linear`` (to compare with the same BLAS).
     """
 
+    reentrant = True
+
     def __init__(
         self, model: Any, *, dtype: torch.dtype = torch.float32, tf32: bool = False, onednn: bool = True
     ) -> None:
@@ -263,7 +265,7 @@ class FastTrunk:
         with exact_float32(self.device, tf32=self.tf32):
             return self.final(self.final_activation(tokens), "swish").mul_(1 / GELU_SLOPE)
 
-    def working_bytes(self, *, chunk_tokens: int, window_tokens: int, batch_windows: int) -> int:
+    def working_bytes(self, *, chunk_tokens: int, window_tokens: int, batch_windows: int, n_threads: int = 1) -> int:
         """Return about how much memory the numbers on their way take at most, weights apart."""
         size, geometry = self.dtype.itemsize, self.geometry
         rows = (chunk_tokens + 2 * geometry.halo_tokens) * geometry.bp_per_token
@@ -273,7 +275,7 @@ class FastTrunk:
         convolving = max(levels, default=rows * widths[0]) * size + 12 * CPU_BLOCK_BYTES
         held = (2 * window_tokens + chunk_tokens) * geometry.dim * size
         transforming = batch_windows * window_tokens * geometry.dim * size * ROWS_OF_A_BLOCK
-        return int(max(convolving, transforming) + held)
+        return int(n_threads * max(convolving, transforming) + held)
 
 
 def _rows_per_block(x: Tensor, width: int) -> int:

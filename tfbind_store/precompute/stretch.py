@@ -13,6 +13,7 @@ every row alike however many there are. On CPUs they do: oneDNN's products from 
 row is a multiple of 32 channels, as all of Enformer's are. GPUs choose other kernels for other sizes: there the same
 window may differ by rounding.
 
+Chunks and windows go through on as many threads as torch was given (`in_order`), each on one: the same bits as on one.
 Nothing here knows Enformer: any model that can be cut into `SplitTrunk` may be run this way.
 """
 
@@ -20,9 +21,11 @@ Nothing here knows Enformer: any model that can be cut into `SplitTrunk` may be 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +33,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from tfbind_store.errors import LocusError
+from tfbind_store.precompute.in_order import InOrder, threads_of_cpu
 
 CPU_CHUNK_TOKENS = 256  # of Enformer, 32,768 bp: its widest rows are 100 MB, halos of 6 tokens a side cost 5 %
 GPU_CHUNK_TOKENS = 1024
@@ -84,7 +88,10 @@ class ConvGeometry:
 
 
 class SplitTrunk(Protocol):
-    """A trunk cut in three: convolutions of bases, layers that see a whole window, a layer that sees single tokens."""
+    """A trunk cut in three: convolutions of bases, layers that see a whole window, a layer that sees single tokens.
+
+    One that says ``reentrant = True`` may be called by several threads at once.
+    """
 
     geometry: ConvGeometry
     device: torch.device
@@ -129,6 +136,7 @@ def embed_run(
     batch_windows: int = 1,
     chunk_tokens: int | None = None,
     final: bool = True,
+    n_threads: int | None = None,
 ) -> Iterator[Float[Tensor, "kept c"]]:
     """Yield the embedding of each window of a run, in order.
 
@@ -146,6 +154,8 @@ def embed_run(
         Tokens of the stretch per pass of the conv tower; bounds its memory. None: 256 on a CPU, 1,024 elsewhere.
     final
         Apply the final pointwise layer; False yields the transformer's output, half the channels.
+    n_threads
+        Chunks or windows that go through at once, each in memory of its own. None: `threads_of` the trunk.
 
     Raises
     ------
@@ -162,15 +172,31 @@ def embed_run(
     if chunk_tokens is None:
         chunk_tokens = CPU_CHUNK_TOKENS if trunk.device.type == "cpu" else GPU_CHUNK_TOKENS
     chunk_tokens = max(chunk_tokens // trunk.geometry.align_tokens, 1) * trunk.geometry.align_tokens
-    waiting: list[Tensor] = []
-    for number, window in enumerate(_tokens(trunk, run, read, chunk_tokens), start=1):
-        waiting.append(window)
-        if len(waiting) == batch_windows or number == len(run.starts_bp):
-            batch = waiting[0][None] if len(waiting) == 1 else torch.stack(waiting)
-            waiting.clear()
-            del window
-            out = trunk.transform(batch, run.keep)
-            yield from trunk.pointwise(out) if final else out
+    n_batches = -(-len(run.starts_bp) // batch_windows)
+    with InOrder(threads_of(trunk) if n_threads is None else n_threads) as threads:
+        tokens = _tokens(trunk, run, read, chunk_tokens, threads)
+        jobs = (partial(_transformed, trunk, batch, run.keep, final) for batch in _batches(tokens, batch_windows))
+        # fewer batches than threads: one after the other, all threads at each
+        for out in (threads if n_batches >= threads.n_threads else InOrder(1)).results(jobs):
+            yield from out
+
+
+def threads_of(trunk: SplitTrunk) -> int:
+    """Return how many chunks or windows of this trunk go through at once: as many as torch has threads on a CPU."""
+    return threads_of_cpu() if trunk.device.type == "cpu" and getattr(trunk, "reentrant", False) else 1
+
+
+def _batches(windows: Iterator[Tensor], size: int) -> Iterator[list[Tensor]]:
+    while batch := list(itertools.islice(windows, size)):
+        yield batch
+
+
+def _transformed(trunk: SplitTrunk, windows: list[Tensor], keep: slice, final: bool) -> Tensor:
+    """Return the embeddings of a batch, whose list is emptied so that its tokens do not outlive their use."""
+    batch = windows[0][None] if len(windows) == 1 else torch.stack(windows)
+    windows.clear()
+    out = trunk.transform(batch, keep)
+    return trunk.pointwise(out) if final else out
 
 
 def stretches(starts_bp: Sequence[int], *, window_bp: int, bp_per_token: int) -> list[tuple[int, ...]]:
@@ -191,80 +217,114 @@ def stretches(starts_bp: Sequence[int], *, window_bp: int, bp_per_token: int) ->
     return [tuple(stretch) for stretch in found]
 
 
-def _tokens(trunk: SplitTrunk, run: Run, read: CodesReader, chunk_tokens: int) -> Iterator[Tensor]:
+def _tokens(trunk: SplitTrunk, run: Run, read: CodesReader, chunk_tokens: int, threads: InOrder) -> Iterator[Tensor]:
     """Yield each window's tokens."""
     window_tokens = run.window_bp // trunk.geometry.bp_per_token
     # with reach_tokens from both ends, so little is left to share that a piece of its own is simpler
     if window_tokens <= 4 * trunk.geometry.reach_tokens or (window_tokens <= CPU_CHUNK_TOKENS and not run.shares):
-        yield from _pieces(trunk, run, read, at_once=max(chunk_tokens // window_tokens, 1))
+        pieces = _pieces(trunk, run, read, at_once=max(chunk_tokens // window_tokens, 1))
+        yield from itertools.chain.from_iterable(threads.results(pieces))
         return
-    cutter = _Cutter(trunk, run, read, chunk_tokens)
+    cutter = _Cutter(trunk, run, read, chunk_tokens, threads)
     for starts in stretches(run.starts_bp, window_bp=run.window_bp, bp_per_token=trunk.geometry.bp_per_token):
         yield from cutter.windows(starts)
 
 
-def _pieces(trunk: SplitTrunk, run: Run, read: CodesReader, *, at_once: int) -> Iterator[Tensor]:
+def _pieces(trunk: SplitTrunk, run: Run, read: CodesReader, *, at_once: int) -> Iterator[Callable[[], Tensor]]:
     for first in range(0, len(run.starts_bp), at_once):
         starts = run.starts_bp[first : first + at_once]
-        yield from trunk.conv(_codes(trunk, [read(start, start + run.window_bp) for start in starts]))
+        yield partial(trunk.conv, _codes(trunk, [read(start, start + run.window_bp) for start in starts]))
+
+
+class _Part(NamedTuple):
+    """Tokens of a stretch from number `first` on."""
+
+    first: int
+    tokens: Tensor
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.tokens)
 
 
 class _Cutter:
     """Streams stretches and cuts windows from them; token 0 of a stretch is where its first window begins."""
 
-    def __init__(self, trunk: SplitTrunk, run: Run, read: CodesReader, chunk_tokens: int) -> None:
-        self.trunk, self.geometry = trunk, trunk.geometry
+    def __init__(self, trunk: SplitTrunk, run: Run, read: CodesReader, chunk_tokens: int, threads: InOrder) -> None:
+        self.trunk, self.geometry, self.threads = trunk, trunk.geometry, threads
         self.window_bp, self.read, self.chunk_tokens = run.window_bp, read, chunk_tokens
         self._uniform: dict[tuple[int, int], Tensor] = {}
 
     def windows(self, starts: Sequence[int]) -> Iterator[Tensor]:
         """Yield the tokens of overlapping windows that begin at `starts`."""
-        bp, reach, align = self.geometry.bp_per_token, self.geometry.reach_tokens, self.geometry.align_tokens
-        width = self.window_bp // bp
-        odd = starts[0] // bp % align  # distance of token 0 from the chromosome's last multiple of `align`
-        last = (starts[-1] - starts[0]) // bp + width - reach
-        held: list[Tensor] = []
-        first = end = 0
+        parts = self.threads.results(self._parts(starts))
+        held: list[_Part] = []
         for start in starts:
-            begin = (start - starts[0]) // bp + reach
-            stop = begin + width - 2 * reach
-            while held and first + len(held[0]) <= begin:
-                first += len(held.pop(0))
-            if not held:
-                first = end = max(end, begin - (begin + odd) % align)
-            while end < stop:
-                n = min(self.chunk_tokens, last - end + -(last + odd) % align)
-                held.append(self._chunk(starts[0] + end * bp, n))
-                end += n
-            inner = held[0] if len(held) == 1 else torch.cat(held)
-            tokens = inner[begin - first : stop - first]
-            if reach:
-                left, right = self._ends(start)
-                tokens = torch.cat([left, tokens, right])
+            begin, stop = self._inner(start - starts[0])
+            while held and held[0].end <= begin:
+                held.pop(0)
+            while not held or held[-1].end < stop:
+                held.append(next(parts))
+            inner = held[0].tokens if len(held) == 1 else torch.cat([part.tokens for part in held])
+            tokens = inner[begin - held[0].first : stop - held[0].first]
+            if reach := self.geometry.reach_tokens:
+                ends = next(parts).tokens
+                tokens = torch.cat([ends[:reach], tokens, ends[reach:]])
             yield tokens
 
-    def _chunk(self, start_bp: int, n_tokens: int) -> Tensor:
-        """Return `n_tokens` tokens from `start_bp` on, as they are within a long sequence."""
+    def _inner(self, offset_bp: int) -> tuple[int, int]:
+        """Return the tokens of a window that zero padding does not touch."""
+        begin = offset_bp // self.geometry.bp_per_token + self.geometry.reach_tokens
+        return begin, begin + self.window_bp // self.geometry.bp_per_token - 2 * self.geometry.reach_tokens
+
+    def _parts(self, starts: Sequence[int]) -> Iterator[Callable[[], _Part]]:
+        """Yield what is to be computed, in the order in which `windows` wants it: chunks, then a window's two ends."""
+        bp, align = self.geometry.bp_per_token, self.geometry.align_tokens
+        odd = starts[0] // bp % align  # distance of token 0 from the chromosome's last multiple of `align`
+        _, last = self._inner(starts[-1] - starts[0])
+        end = 0
+        for start in starts:
+            begin, stop = self._inner(start - starts[0])
+            end = max(end, begin - (begin + odd) % align)
+            while end < stop:
+                n = min(self.chunk_tokens, last - end + -(last + odd) % align)
+                yield self._chunk(end, starts[0] + end * bp, n)
+                end += n
+            if self.geometry.reach_tokens:
+                yield self._ends(start)
+
+    def _chunk(self, first: int, start_bp: int, n_tokens: int) -> Callable[[], _Part]:
+        """Read the sequence of `n_tokens` tokens from `start_bp` on, to be as they are within a long sequence."""
         bp, halo = self.geometry.bp_per_token, self.geometry.halo_tokens
         codes = self.read(start_bp - halo * bp, start_bp + (n_tokens + halo) * bp)
-        key = int(codes[0]), n_tokens
-        is_uniform = bool((codes == codes[0]).all())
-        if is_uniform and key in self._uniform:
-            return self._uniform[key]
-        tokens = self.trunk.conv(_codes(self.trunk, [codes]))[0, halo : halo + n_tokens]
-        if is_uniform:
-            if len(self._uniform) == UNIFORM_CHUNKS:
+        key = (int(codes[0]), n_tokens) if bool((codes == codes[0]).all()) else None
+
+        def compute() -> _Part:
+            found = self._uniform.get(key) if key else None
+            if found is None:
+                found = self.trunk.conv(_codes(self.trunk, [codes]))[0, halo : halo + n_tokens]
+                self._remember(key, found)
+            return _Part(first, found)
+
+        return compute
+
+    def _remember(self, key: tuple[int, int] | None, tokens: Tensor) -> None:
+        if key:
+            if len(self._uniform) >= UNIFORM_CHUNKS:
                 self._uniform.clear()
             self._uniform[key] = tokens
-        return tokens
 
-    def _ends(self, start: int) -> tuple[Tensor, Tensor]:
-        """Return the tokens at a window's two ends that its own zero padding touches."""
+    def _ends(self, start: int) -> Callable[[], _Part]:
+        """Read the sequence of the tokens at a window's two ends that its own zero padding touches."""
         bp, reach = self.geometry.bp_per_token, self.geometry.reach_tokens
         piece_bp, end = 2 * reach * bp, start + self.window_bp
         pieces = [self.read(start, start + piece_bp), self.read(end - piece_bp, end)]
-        both = self.trunk.conv(_codes(self.trunk, pieces))
-        return both[0, :reach], both[1, reach:]
+
+        def compute() -> _Part:
+            both = self.trunk.conv(_codes(self.trunk, pieces))
+            return _Part(0, torch.cat([both[0, :reach], both[1, reach:]]))
+
+        return compute
 
 
 def _codes(trunk: SplitTrunk, codes: Sequence[UInt8[np.ndarray, " l"]]) -> UInt8[Tensor, "b l"]:

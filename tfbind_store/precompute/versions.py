@@ -31,6 +31,8 @@ REMEMBERED_CHUNK_TOKENS = 64
 class RememberingTrunk:
     """A trunk that keeps the tokens of pieces that it has seen, the latest `max_bytes` of them."""
 
+    reentrant = False
+
     def __init__(self, trunk: SplitTrunk, *, max_bytes: int = REMEMBERED_BYTES) -> None:
         self.trunk, self.geometry, self.device = trunk, trunk.geometry, trunk.device
         self.transform, self.pointwise = trunk.transform, trunk.pointwise
