@@ -5,8 +5,9 @@
 
 One store with embeddings that nobody computed, peaks, proteins and contexts, made by the package's own commands.
 Warm: each round reads the same batches as the loader gives them (embeddings, labels, proteins, contexts), and by one
-``np.take`` on a mapped file of all bins; the ratio is the median of the rounds' ratios of CPU time. The same batches by
-zarr, some of them. Cold: pages are given back to the system first; all windows in the loader's order, announced ahead,
+``np.take`` on a mapped file of all bins; the ratio is the median of the rounds' ratios of CPU time. `take` gives a new
+array for each batch, as the loader does; `take_into` writes over two arrays in turn, which no loader may. The same
+batches by zarr, some of them. Cold: pages are given back to the system first; all windows in the loader's order, announced ahead,
 beside reading the files from end to end; and scattered rows, announced and not. The last line is one JSON object.
 """
 
@@ -94,6 +95,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", help="where to write; default: the system's temporary folder")
     parser.add_argument("--windows", type=int, default=64)
+    parser.add_argument("--peaks", type=int, default=60, help="peaks of a factor in a window")
     parser.add_argument("--dim", type=int, default=3072)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--row-bins", type=int, nargs="+", default=[1, 4, 16])
@@ -112,7 +114,7 @@ def _store(folder: Path, args: argparse.Namespace) -> Store:
     (folder / "proteins.fa").write_text(fasta)
     rows = []
     for number in range(N_FACTORS):
-        for start in np.sort(rng.choice(length - 300, args.windows * 20, replace=False)).tolist():
+        for start in np.sort(rng.choice(length - 300, args.windows * args.peaks, replace=False)).tolist():
             rows.append(f"chr1\t{start}\t{start + 200}\tE{number}.F{number}.cell{number % 3}\t5\n")
     (folder / "peaks.bed").write_text("".join(rows))
     store = Store.create(folder / "store", fasta=folder / "genome.fa", grid=grid)
@@ -132,8 +134,9 @@ def _warm(store: Store, loader: Loader, folder: Path, args: argparse.Namespace) 
             for window in range(array.shape[0]):
                 file.write(array.row(window).tobytes())
     flat = np.memmap(path, dtype=np.float16, mode="r").reshape(-1, args.dim)
-    firsts = [loader._first_bin[places] for _, places in loader.batches(0)]
-    spent: dict[str, list[float]] = {"loader": [], "take": []}
+    firsts = [loader.table["first_bin"][places] for _, places in loader.batches(0)]
+    spent: dict[str, list[float]] = {"loader": [], "take": [], "into": []}
+    into = [np.empty((args.batch, loader.n_bins, args.dim), dtype=np.float16) for _ in range(2)]
     check = 0.0
     for round_ in range(args.rounds + 1):
         begin = time.process_time()
@@ -144,7 +147,12 @@ def _warm(store: Store, loader: Loader, folder: Path, args: argparse.Namespace) 
             taken = np.take(flat, first[:, None] + np.arange(loader.n_bins), axis=0)  # kept, as a batch is
             check -= float(taken[0, 0, 0])
         end = time.process_time()
+        for number, first in enumerate(firsts):
+            out = into[number % 2][: len(first)]
+            np.take(flat, first[:, None] + np.arange(loader.n_bins), axis=0, out=out, mode="clip")
+        last = time.process_time()
         if round_:
+            spent["into"].append((last - end) / len(firsts))
             spent["loader"].append((middle - begin) / len(firsts))
             spent["take"].append((end - middle) / len(firsts))
     assert abs(check) < 1e-6, "the loader and np.take read other numbers"
@@ -156,11 +164,15 @@ def _warm(store: Store, loader: Loader, folder: Path, args: argparse.Namespace) 
         np.asarray(stored[window, place : place + loader.n_bins])
     by_zarr = (time.process_time() - begin) / len(some)
     mine, bare = (statistics.median(spent[key]) for key in ("loader", "take"))
-    ratios = [one / other for one, other in zip(spent["loader"], spent["take"], strict=True)]
+    ratios = {
+        key: statistics.median(one / other for one, other in zip(spent["loader"], spent[key], strict=True))
+        for key in ("take", "into")
+    }
     return {
         "loader_ms_per_batch": 1e3 * mine,
         "np_take_ms_per_batch": 1e3 * bare,
-        "loader_over_np_take": statistics.median(ratios),
+        "loader_over_np_take": ratios["take"],
+        "loader_over_np_take_into": ratios["into"],
         "zarr_over_loader": by_zarr * args.batch / mine,
     }
 

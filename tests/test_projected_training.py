@@ -101,7 +101,7 @@ def test_batches_of_the_loader_hold_what_the_array_holds(planted, label):
     arrays = Arrays(f"embeddings/{label}", "proteins/composition", "contexts/hashed")
     array = planted.store.array(arrays.windows)
     loader = Loader(planted.store, planted.selection, "valid", arrays=arrays, batch_size=16, shuffle=False)
-    first = loader._first_bin[:16]
+    first = loader.table["first_bin"][:16]
     batch = next(iter(loader))
     assert batch.dna.dtype == np.float16
     expected = [array.row(b // 16)[b % 16] for b in first.tolist()]

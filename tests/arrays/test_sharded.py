@@ -1,9 +1,11 @@
 """Arrays: round trips, what is missing, what is damaged, zero copies, other readers."""
 
+import errno
 import json
 import os
 import shutil
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -25,11 +27,13 @@ from tests.crash_disk import (
 from tfbind_store.arrays.layouts import LABEL, read_layout
 from tfbind_store.arrays.receipts import Receipt, receipt_path
 from tfbind_store.arrays.sharded import ShardedArray, create_array, publish_shard
+from tfbind_store.arrays.spaces import Space
 from tfbind_store.errors import (
     DamagedShard,
     FormatVersionError,
     LocusError,
     MissingWindow,
+    StoreError,
     StoreExists,
     StoreMissing,
 )
@@ -360,6 +364,61 @@ class TestZeroCopy:
         array.will_need([0, 7, 19])
         np.testing.assert_array_equal(array.row(19), everything[19])
 
+    @pytest.mark.parametrize("most", [1, 2])
+    def test_where_the_system_gives_few_addresses_the_same_is_read(self, layout, everything, most, monkeypatch):
+        def refusing(space, of, first_shard, n_shards, *, given=Space.__init__):
+            if n_shards > most:
+                raise OSError(errno.ENOMEM, "no addresses")
+            given(space, of, first_shard, n_shards)
+
+        monkeypatch.setattr(Space, "__init__", refusing)
+        array, flat = open_small(layout), everything.reshape(-1, DIM)
+        first = np.array([0, 5, 19 * N_BINS, 8 * N_BINS - 2, 16 * N_BINS - 1, 3])
+        expected = np.stack([flat[f : f + 5] for f in first])
+        np.testing.assert_array_equal(array.gather_bins(first, 5), expected)
+        runs = array.runs(first, 5)
+        np.testing.assert_array_equal(runs.read(slice(2, 5)), expected[2:5])
+        into = np.empty((2, 5, DIM), dtype=np.float16)
+        assert runs.read(slice(0, 2), into) is into
+        np.testing.assert_array_equal(into, expected[:2])
+        np.testing.assert_array_equal(array.row(12), everything[12])
+
+    def test_no_address_at_all_is_an_error_that_says_what_to_raise(self, layout, monkeypatch):
+        def refusing(*_):
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+        monkeypatch.setattr(Space, "__init__", refusing)
+        with pytest.raises(StoreError, match="cannot be mapped: Cannot allocate memory") as caught:
+            open_small(layout).row(0)
+        assert "ulimit -v" in caught.value.fix
+
+    def test_no_file_stays_open(self, layout):
+        array = open_small(layout)
+        before = len(os.listdir("/proc/self/fd"))
+        array.gather_bins(np.arange(0, 20 * N_BINS, N_BINS))
+        assert len(os.listdir("/proc/self/fd")) == before
+
+    def test_what_is_let_go_is_read_again_and_views_of_it_stay(self, layout, everything):
+        array = open_small(layout)
+        kept, runs = array.row(9), array.runs(np.array([3, 70]))
+        array.let_go()
+        np.testing.assert_array_equal(kept, everything[9])
+        np.testing.assert_array_equal(runs.read()[:, 0], everything.reshape(-1, DIM)[[3, 70]])
+        np.testing.assert_array_equal(array.row(9), everything[9])
+
+    def test_threads_that_map_at_once_read_what_was_written(self, layout, everything):
+        flat = everything.reshape(-1, DIM)
+        places = np.random.default_rng(0).integers(0, len(flat), (64, 40))
+        array = open_small(layout, verify="first-touch")
+
+        def read(some):
+            found = array.gather_bins(some)[:, 0]
+            array.let_go()
+            return np.array_equal(found, flat[some])
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(read, places))
+
     def test_more_shards_than_may_be_mapped_at_once(self, layout, everything):
         array = open_small(layout)
         array._maps._max_maps = 1
@@ -367,6 +426,8 @@ class TestZeroCopy:
         for row in (8, 16, 0, 8):
             np.testing.assert_array_equal(array.row(row), everything[row])
         np.testing.assert_array_equal(kept, everything[0])
+        every = np.arange(20 * N_BINS)
+        np.testing.assert_array_equal(array.gather_bins(every)[:, 0], everything.reshape(-1, DIM))
 
 
 def anonymous_kib() -> int:

@@ -17,7 +17,7 @@ from tfbind_store.errors import CheckpointError, MissingWindow, SelectionError, 
 from tfbind_store.loci import Locus
 from tfbind_store.precompute.embedder import make_sequence_embedder, make_text_embedder, make_window_embedder
 from tfbind_store.precompute.run import embed_contexts, embed_factors, embed_windows
-from tfbind_store.query.loader import Arrays, Loader
+from tfbind_store.query.loader import CHECKED_AT_ONCE, Arrays, Loader
 from tfbind_store.query.selection import Selection, SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
 from tfbind_store.query.strands import other_strand
@@ -97,7 +97,7 @@ class TestResume:
     @pytest.mark.parametrize("stop_after", [1, 7])
     def test_it_goes_on_at_the_exact_row_with_batches_of_another_size(self, store, selection, stop_after):
         first = loader_of(store, selection, batch_size=11, seed=3)
-        order = first._row[first.order(0)].tolist()
+        order = first.table["row"][first.order(0)].tolist()
         reading = iter(first)
         begun = [row for _ in range(stop_after) for row in next(reading).rows.tolist()]
         second = loader_of(store, selection, batch_size=16, seed=3)
@@ -152,6 +152,27 @@ class TestBatch:
         loader.read(places).dna[:] = 0
         assert np.array_equal(loader.read(places).dna, before)
 
+    def test_batches_that_are_kept_stay_what_they_were(self, store, selection):
+        loader = loader_of(store, selection, batch_size=5)
+        kept = [batch for _, batch in loader.epoch(0)]
+        assert len(kept) > 2 * CHECKED_AT_ONCE
+        places = [places for _, places in loader.batches(0)]
+        assert all(equal(batch, loader.read(some)) for batch, some in zip(kept, places, strict=True))
+
+    def test_turns_and_shares_are_parts_of_the_same_batches(self, store, selection):
+        loader = loader_of(store, selection, batch_size=10)
+        whole = list(loader.epoch(3, first_row=20))
+        turns = [list(loader.epoch(3, first_row=20, turn=(turn, 3))) for turn in range(3)]
+        for number, (seen, batch) in enumerate(whole):
+            again, other = turns[number % 3][number // 3]
+            assert seen == again
+            assert equal(batch, other)
+        shares = [[batch for _, batch in loader.epoch(3, first_row=20, share=(part, 4))] for part in range(4)]
+        for number, (_, batch) in enumerate(whole):
+            mine = [share[number] for share in shares]
+            rows = [row for one in mine for row, weight in zip(one.rows, one.weights, strict=True) if weight]
+            assert sorted(rows) == sorted(batch.rows)
+
 
 class Backward:
     """The toy with its numbers turned round, as another strand gives other numbers for the same bins."""
@@ -184,7 +205,7 @@ class TestStrands:
         assert 15 < chosen.sum() < 45
         assert not np.array_equal(chosen, loader.strands(places, 1))
         assert np.array_equal(chosen, loader_of(store, selection, reverse=both, seed=1).strands(places, 0))
-        first = loader._first_bin[places]
+        first = loader.table["first_bin"][places]
         forward, backward = (store.array(name).gather_bins(first, 4) for name in ("embeddings/windows", both))
         assert not np.array_equal(forward, backward, equal_nan=True)
         expected = np.where(chosen[:, None, None], backward, forward)

@@ -260,7 +260,7 @@ def test_factors_come_equally_often(trainer_of):
     trainer = trainer_of(balance_sampling_by_target=True)
     loader = trainer._run.source.loader
     assert isinstance(loader, Loader)
-    drawn = np.bincount(loader._factor[loader.order(0)])
+    drawn = np.bincount(loader.table["factor"][loader.order(0)])
     assert np.ptp(drawn[drawn > 0]) <= 1
 
 

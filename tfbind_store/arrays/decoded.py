@@ -18,6 +18,7 @@ from jaxtyping import Float16, Int64, Shaped
 from tfbind_store.arrays import int8
 from tfbind_store.arrays.on_reading import Reading
 from tfbind_store.arrays.sharded import OnDamage, ShardedArray, Verify
+from tfbind_store.arrays.spaces import Runs
 from tfbind_store.arrays.transforms import Pointwise, read_transform
 from tfbind_store.errors import DamagedShard
 
@@ -73,6 +74,11 @@ class DecodedArray(ShardedArray):
         n_windows, n_rows, stored_dim = self.layout.shape
         return (n_windows, n_rows - self._reading.scale_rows, self._reading.pointwise_dim or stored_dim)
 
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the rows as they are read."""
+        return np.dtype(np.float16)
+
     @cached_property
     def pointwise(self) -> Pointwise | None:
         """The layer that is applied as rows are read; None where there is none."""
@@ -113,6 +119,10 @@ class DecodedArray(ShardedArray):
             out[at : at + step] = values.reshape(len(part), n_bins, -1)
         return out
 
+    def runs(self, first_global_bin: Int64[np.ndarray, " k"], n_bins: int = 1, *, is_checked: bool = False) -> Runs:
+        """Return runs of bins that are decoded as they are read."""
+        return _DecodedRuns(self, np.asarray(first_global_bin, dtype=np.int64), n_bins)
+
     def stored_bins(self, bins: Int64[np.ndarray, " k"]) -> StoredBins:
         """Look up bins as they are stored, for whoever decodes them elsewhere."""
         n_rows = self.layout.shape[1]
@@ -129,6 +139,24 @@ class DecodedArray(ShardedArray):
             fix = "run tfbind verify --deep, then tfbind repair, then make the array's windows again"
             raise DamagedShard("the scales of a window are no scales", where=str(self.layout.path), fix=fix)
         return scales
+
+
+class _DecodedRuns(NamedTuple):
+    """Runs of bins of an array that is not stored as it is read."""
+
+    array: DecodedArray
+    first_bin: Int64[np.ndarray, " k"]
+    n_bins: int
+
+    def read(
+        self, part: slice = slice(None), out: Float16[np.ndarray, "g n dim"] | None = None
+    ) -> Float16[np.ndarray, "g n dim"]:
+        """Decode some of the runs, into `out` if given."""
+        found = self.array.gather_bins(self.first_bin[part], self.n_bins)
+        if out is None:
+            return found
+        out[:] = found
+        return out
 
 
 def open_array(

@@ -21,12 +21,12 @@ import xxhash
 from jaxtyping import Shaped
 
 from tfbind_store.arrays.layouts import LABEL, ArrayLayout
+from tfbind_store.arrays.spaces import Space
 from tfbind_store.durable import open_regular
 from tfbind_store.errors import DamagedShard
 
 LABEL_MAGIC = b"tfbshrd1"
 _ABSENT_CHUNK = np.iinfo(np.uint64).max
-_MAP_NORESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if os.uname().sysname == "Linux" else 0)
 # the finite values of a float, read as an unsigned integer without its sign bit, lie below these
 _BITS: dict[str, tuple[Any, int]] = {"float16": (np.uint16, 0x7C00), "float32": (np.uint32, 0x7F800000)}
 _READ_BYTES = 8 * 1024 * 1024
@@ -119,7 +119,9 @@ def label_fits(layout: ArrayLayout, shard_id: int, descriptor: int, window_hashe
 class MappedShard(NamedTuple):
     """A shard in memory, by its pages."""
 
-    pages: mmap.mmap
+    space: Space
+    begin: int
+    """Its first byte there."""
     rows: Shaped[np.ndarray, "rows ..."]
     """Read-only views of the shard's rows."""
     whole: Shaped[np.ndarray, "rows ..."]
@@ -128,24 +130,17 @@ class MappedShard(NamedTuple):
     def will_need(self, first_byte: int, n_bytes: int) -> None:
         """Tell the system that these bytes are read soon."""
         if hasattr(mmap, "MADV_WILLNEED"):
-            begin = first_byte - first_byte % mmap.PAGESIZE
-            self.pages.madvise(mmap.MADV_WILLNEED, begin, first_byte + n_bytes - begin)
+            first = self.begin + first_byte
+            begin = first - first % mmap.PAGESIZE
+            self.space.pages.madvise(mmap.MADV_WILLNEED, begin, first + n_bytes - begin)
 
 
-def map_shard(layout: ArrayLayout, shard_id: int, descriptor: int) -> MappedShard:
-    """Map an open shard; nothing is copied.
-
-    The mapping is private: a tensor made from a view and written to by mistake changes neither the file nor another
-    process, and does not crash.
-    """
-    length = layout.body_bytes(shard_id)
-    flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
-    pages = mmap.mmap(descriptor, length, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-    if hasattr(mmap, "MADV_RANDOM"):
-        pages.madvise(mmap.MADV_RANDOM)
-    whole = np.frombuffer(pages, dtype=layout.dtype).reshape(-1, *layout.row_shape)
-    whole.flags.writeable = False
-    return MappedShard(pages, whole[: layout.rows_in(shard_id)], whole)
+def view_shard(layout: ArrayLayout, shard_id: int, space: Space) -> MappedShard:
+    """Return the rows of a shard that is mapped into a space; nothing is copied."""
+    begin, size = space.begin(shard_id), layout.body_bytes(shard_id)
+    whole = np.frombuffer(space.pages, layout.dtype, size // layout.dtype.itemsize, begin)
+    whole = whole.reshape(-1, *layout.row_shape)
+    return MappedShard(space, begin, whole[: layout.rows_in(shard_id)], whole)
 
 
 def read_window(layout: ArrayLayout, shard_id: int, place: int, descriptor: int) -> bytes:

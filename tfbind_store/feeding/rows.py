@@ -8,7 +8,6 @@ once and picks rows there. Both go on where the loader stands, and move its curs
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any, Literal, cast
 
 import torch
@@ -41,10 +40,10 @@ class RowBatches(IterableDataset[tuple[int, Batch[Tensor]]]):
     def __iter__(self) -> Iterator[tuple[int, Batch[Tensor]]]:
         """Yield the batches of this worker: every n-th one."""
         worker = get_worker_info()
-        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        turn = (worker.id, worker.num_workers) if worker else (0, 1)
         epoch, row = self.loader.cursor
-        for seen, places in islice(self.loader.batches(epoch, first_row=row), first, None, step):
-            yield seen, to_torch(self.loader.read(places, epoch=epoch), CPU)
+        for seen, batch in self.loader.epoch(epoch, first_row=row, turn=turn):
+            yield seen, to_torch(batch, CPU)
 
 
 def torch_batches(

@@ -14,11 +14,11 @@ from jaxtyping import Bool, Float64, Int64, Integer, UInt64
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
-_AT_ONCE = 1 << 16
+_AT_ONCE = 1 << 14
 """Numbers that are hashed at once: they stay in the processor's cache, and little memory is taken."""
 
 
-def draw(seed: int, purpose: str, *ids: Int64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
+def draw(seed: int, purpose: str, *ids: Int64[np.ndarray, " n"] | int) -> UInt64[np.ndarray, " n"]:
     """Return one 64-bit number per row of `ids`.
 
     Parameters
@@ -26,7 +26,7 @@ def draw(seed: int, purpose: str, *ids: Int64[np.ndarray, " n"]) -> UInt64[np.nd
     seed, purpose
         Different purposes give unrelated numbers for the same seed.
     ids
-        Integer columns of one length; what a draw belongs to.
+        Integer columns of one length, one at least; what a draw belongs to. A number stands for a column of it.
 
     Examples
     --------
@@ -39,12 +39,15 @@ def draw(seed: int, purpose: str, *ids: Int64[np.ndarray, " n"]) -> UInt64[np.nd
     per column.
     """
     start = int.from_bytes(hashlib.sha256(f"{seed}:{purpose}".encode()).digest()[:8], "little")
-    state = np.full(len(ids[0]), start, dtype=np.uint64)
-    for begin in range(0, len(state), _AT_ONCE):
+    length = max(len(column) for column in ids if not isinstance(column, int))
+    state = np.full(length, start, dtype=np.uint64)
+    for begin in range(0, length, _AT_ONCE):
         part = slice(begin, begin + _AT_ONCE)
+        mixed = state[begin : begin + 1]  # one number, until a column makes it many
         for column in ids:
-            number = np.asarray(column[part], dtype=np.int64).view(np.uint64)
-            state[part] = _finalise(state[part] ^ _finalise(number))
+            number = np.asarray([column] if isinstance(column, int) else column[part], dtype=np.int64).view(np.uint64)
+            mixed = _finalise(mixed ^ _finalise(number))
+        state[part] = mixed
     return state
 
 
@@ -77,6 +80,10 @@ def name_order(seed: int, purpose: str, names: list[str]) -> list[str]:
 
 def _finalise(state: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
     mixed = state + _GOLDEN
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * _MIX_1
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * _MIX_2
-    return mixed ^ (mixed >> np.uint64(31))
+    shifted = mixed >> np.uint64(30)
+    mixed ^= shifted
+    mixed *= _MIX_1
+    mixed ^= np.right_shift(mixed, np.uint64(27), out=shifted)
+    mixed *= _MIX_2
+    mixed ^= np.right_shift(mixed, np.uint64(31), out=shifted)
+    return mixed

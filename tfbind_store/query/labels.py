@@ -25,6 +25,7 @@ from tfbind_store.query.stretches import Stretches, bin_spans, distinct, expand,
 from tfbind_store.store.folder import Store
 
 NOT_LABELLED = -1
+_AS_FLOATS = np.array([0, 1, np.nan], dtype=np.float32)
 _CODES_AT_ONCE = 1 << 20
 """Labels that are looked up at once, so that memory stays bounded."""
 
@@ -259,7 +260,7 @@ def as_labels(codes: Int8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
     >>> as_labels(np.array([1, 0, -1], np.int8)).tolist()
     [1.0, 0.0, nan]
     """
-    return np.where(codes == NOT_LABELLED, np.float32("nan"), codes.astype(np.float32)).astype(np.float32)
+    return _AS_FLOATS[codes]  # -1 is the last one
 
 
 def _bound_keys(

@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import logging
 import resource
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float16, Int64
+from jaxtyping import Bool, Float16, Float32, Int64
 
 from tfbind_store.arrays.sharded import ShardedArray, Verify
+from tfbind_store.arrays.spaces import Located, Runs
 from tfbind_store.batch import Batch
 from tfbind_store.errors import CheckpointError, MissingWindow, SelectionError
 from tfbind_store.query import draws
-from tfbind_store.query.labels import as_labels
+from tfbind_store.query.legs import Buffers, Leg, batches_per_leg, row_table
 from tfbind_store.query.sampler import balanced_rows, batches_of, epoch_order
 from tfbind_store.query.selection import Selection
 from tfbind_store.query.stretches import distinct
@@ -32,6 +33,8 @@ ANNOUNCE_ABOVE = 0.25
 """Announce whole windows to the system ahead of reading if at least this share of their bins is wanted."""
 BATCHES_AHEAD = 2
 PROBE_EVERY = 16
+CHECKED_AT_ONCE = 16
+"""Batches whose windows are looked up together, and checked where that is still to be done."""
 _BINS_AT_ONCE = 4096
 Balance = Literal["none", "factor", "biotype"]
 _log = logging.getLogger(__name__)
@@ -133,11 +136,16 @@ class Loader:
         self._path, self._verify, self._window_bins = store.path, verify or store.verify, store.grid.n_bins
         self._rows_sha256 = str(selection.info["rows_sha256"])
         self._window = table["window"].astype(np.int64)
-        self._first_bin = self._window * store.grid.n_bins + table["bin"]
-        self._row = table["row"].astype(np.int64)
-        self._factors, self._factor = np.unique(table["factor"].astype(np.int64), return_inverse=True)
-        self._codes, self._weight = table["label"], table["weight"].astype(np.float32)
-        self._contexts, self._context = np.unique(table["context"].astype(np.int64), return_inverse=True)
+        self._factors, factor = np.unique(table["factor"].astype(np.int64), return_inverse=True)
+        self._contexts, context = np.unique(table["context"].astype(np.int64), return_inverse=True)
+        self.table = row_table(
+            row=table["row"].astype(np.int64),
+            first_bin=self._window * store.grid.n_bins + table["bin"],
+            factor=factor,
+            context=context,
+            codes=table["label"],
+            weight=table["weight"].astype(np.float32),
+        )
         self._context_values = np.asarray(store.contexts(arrays.contexts, self._contexts), dtype=np.float32)
         self._store: Store | None = store
         self._opened_arrays: dict[str, ShardedArray] = {}
@@ -145,8 +153,9 @@ class Loader:
         self._proteins: FactorProteins | None = None
         self._subunits: Subunits | None = None
         self._last_proteins: tuple[bytes, FactorBatch] | None = None
+        self._last_contexts: tuple[bytes, Float32[np.ndarray, "c t"]] | None = None
         for name in self.window_arrays:
-            self._require_embedded(name)
+            self.array(name)
         self.proteins.get(self._factors[:1])
 
     @property
@@ -157,7 +166,7 @@ class Loader:
     @property
     def n_rows(self) -> int:
         """Rows in the split, all parts together."""
-        return len(self._row)
+        return len(self.table["row"])
 
     def __len__(self) -> int:
         """Return the batches of one epoch of this part."""
@@ -173,35 +182,50 @@ class Loader:
         self.cursor = Cursor(epoch + 1, 0)
 
     def epoch(
-        self, epoch: int, *, first_row: int = 0, share: tuple[int, int] = (0, 1)
+        self, epoch: int, *, first_row: int = 0, share: tuple[int, int] = (0, 1), turn: tuple[int, int] = (0, 1)
     ) -> Iterator[tuple[int, Batch[np.ndarray]]]:
         """Yield (rows of the epoch up to the end of the batch, batch) of one epoch, from row `first_row` of it on.
+
+        What a batch holds of proteins and contexts may be lent to several: do not write. The rest is the batch's own
+        for as long as anything refers to it.
 
         Parameters
         ----------
         share
             ``(i, n)`` reads row i, i + n, … of each batch: processes that make one step together. Where a batch has
             fewer rows than processes, one of its rows comes again with weight 0.
+        turn
+            ``(i, n)`` reads batch i, i + n, …: processes that read in turns.
         """
-        for seen, rows in self.batches(epoch, first_row=first_row):
-            yield seen, self._read_share(rows, epoch, *share)
+        part, n_parts = share
+        cut = list(self.batches(epoch, first_row=first_row))[turn[0] :: turn[1]]
+        announce = _Announcer(self) if not self.resident else None
+        n_rows = -(-self.batch_size // n_parts)
+        buffers = Buffers(self._empty, n_rows)
+        at_once = batches_per_leg(n_rows, max(len(self._factors), len(self._contexts)))
+        for begin in range(0, len(cut), at_once):
+            own = [rows[part::n_parts] for _, rows in cut[begin : begin + at_once]]
+            leg = self._leg([mine if len(mine) else cut[begin + n][1][:1] for n, mine in enumerate(own)])
+            for number, mine in enumerate(leg.slices):
+                at = begin + number
+                if announce and at % BATCHES_AHEAD == 0:
+                    announce([rows for _, rows in cut[at + BATCHES_AHEAD : at + 2 * BATCHES_AHEAD]])
+                if number % CHECKED_AT_ONCE == 0:
+                    read = self._reading(leg, slice(number, number + CHECKED_AT_ONCE), epoch)
+                batch = self._batch(leg, number, read(mine, buffers.get(mine.stop - mine.start)))
+                if not len(own[number]):
+                    batch = batch._replace(weights=np.zeros_like(batch.weights))
+                yield cut[at][0], batch
 
     def batches(self, epoch: int, *, first_row: int = 0) -> Iterator[tuple[int, Int64[np.ndarray, " b"]]]:
-        """Yield (rows of the epoch up to the end of the batch, places of its rows); what comes next is announced."""
-        cut = batches_of(
+        """Yield (rows of the epoch up to the end of the batch, places of its rows)."""
+        return batches_of(
             self.order(epoch),
             batch_size=self.batch_size,
             first_row=first_row,
             part=self.part,
             n_parts=self.n_parts,
         )
-        places = list(cut)
-        announce = _Announcer(self) if not self.resident else None
-        for index, (seen, rows) in enumerate(places):
-            if announce and index % BATCHES_AHEAD == 0:
-                ahead = [rows for _, rows in places[index + BATCHES_AHEAD : index + 2 * BATCHES_AHEAD]]
-                announce(np.concatenate(ahead) if ahead else rows[:0])
-            yield seen, rows
 
     def announce(self, rows: Int64[np.ndarray, " b"]) -> None:
         """Tell the system what is read soon: whole windows where much of them is wanted, else the rows' own bins."""
@@ -209,19 +233,12 @@ class Loader:
             if self.wants_windows:
                 self.array(name).will_need(np.unique(self._window[rows]))
             else:
-                self.array(name).will_need_bins(self._first_bin[rows], self.n_bins)
-
-    def _read_share(self, rows: Int64[np.ndarray, " b"], epoch: int, part: int, n_parts: int) -> Batch[np.ndarray]:
-        own = rows[part::n_parts]
-        if len(own):
-            return self.read(own, epoch=epoch)
-        batch = self.read(rows[:1], epoch=epoch)
-        return batch._replace(weights=np.zeros_like(batch.weights))
+                self.array(name).will_need_bins(self.table["first_bin"][rows], self.n_bins)
 
     def order(self, epoch: int) -> Int64[np.ndarray, " rows"]:
         """Return the places of the rows in the order in which an epoch visits them."""
         if self.balance != "none":
-            groups = self._factor if self.balance == "factor" else self._context
+            groups = self.table["factor"] if self.balance == "factor" else self.table["context"]
             rows = balanced_rows(groups, seed=self.seed, epoch=epoch)
             order = epoch_order(self._window[rows], block_windows=self.block_windows, seed=self.seed, epoch=epoch)
             return np.asarray(rows[order])
@@ -231,62 +248,74 @@ class Loader:
 
     def read(self, places: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Batch[np.ndarray]:
         """Read the rows at some places of the split as one batch; `epoch` decides strands where there are two."""
-        return self.around(places)._replace(dna=self._read_dna(places, epoch))
+        leg = self._leg([places])
+        dna = self._reading(leg, slice(0, 1), epoch)(leg.slices[0], self._empty(len(places)))
+        return self._batch(leg, 0, dna)
 
     def around(self, places: Int64[np.ndarray, " b"]) -> Batch[np.ndarray]:
-        """Return all of a batch but its `dna`, which is empty. What it holds of proteins may be lent: do not write."""
-        factors, factor_index = _once(self._factor[places], len(self._factors))
-        contexts, context_index = _once(self._context[places], len(self._contexts))
-        protein, mask, subunit = self._proteins_of(factors)
+        """Return all of a batch but its `dna`, which is empty."""
+        return self._batch(self._leg([places]), 0, np.empty((0, self.n_bins, 0), dtype=np.float16))
+
+    def _leg(self, batches: Sequence[Int64[np.ndarray, " b"]]) -> Leg:
+        return Leg(self.table, batches, n_factors=len(self._factors), n_contexts=len(self._contexts))
+
+    def _batch(self, leg: Leg, number: int, dna: Float16[np.ndarray, "b n d"]) -> Batch[np.ndarray]:
+        mine = leg.slices[number]
+        protein, mask, subunit = self._proteins_of(leg.factors[number])
         return Batch(
-            dna=np.empty((0, self.n_bins, 0), dtype=np.float16),
+            dna=dna,
             protein=protein,
             mask=mask,
             subunit=subunit,
-            factor_index=factor_index,
-            context=self._context_values[contexts],
-            context_index=context_index,
+            factor_index=leg.factor_index[mine],
+            context=self._contexts_of(leg.contexts[number]),
+            context_index=leg.context_index[mine],
             signal=None,
-            labels=as_labels(self._codes[places]),
-            weights=self._weight[places],
-            rows=self._row[places],
+            labels=leg.labels[mine],
+            weights=leg.weights[mine],
+            rows=leg.rows[mine],
         )
+
+    def _empty(self, n_rows: int) -> Float16[np.ndarray, "b n d"]:
+        return np.empty((n_rows, self.n_bins, self.dna.shape[-1]), dtype=self.dna.dtype)
 
     def strands(self, places: Int64[np.ndarray, " b"], epoch: int) -> Bool[np.ndarray, " b"]:
         """Return which rows are read from the other strand in an epoch."""
         if not self.reverse:
             return np.zeros(len(places), dtype=bool)
-        epochs = np.full(len(places), epoch, dtype=np.int64)
-        return np.asarray(draws.draw(self.seed, "strand", epochs, self._row[places]) & np.uint64(1), dtype=bool)
+        return np.asarray(draws.draw(self.seed, "strand", epoch, self.table["row"][places]) & np.uint64(1), dtype=bool)
 
     def resident_places(self, places: Int64[np.ndarray, " b"], name: str) -> Int64[np.ndarray, "b n"]:
         """Return where the bins of rows lie in what `in_memory` gives for an array."""
-        return self.in_memory(name).places(self._first_bin[places], self.n_bins)
+        return self.in_memory(name).places(self.table["first_bin"][places], self.n_bins)
 
     def in_memory(self, name: str) -> Resident:
         """Return all bins that the split needs of an array of windows, read when first asked for."""
         if name not in self._residents:
-            bins = distinct(*(self._first_bin + offset for offset in range(self.n_bins)))
-            values = np.empty((len(bins), self.array(name).shape[-1]), dtype=np.float16)
+            bins = distinct(*(self.table["first_bin"] + offset for offset in range(self.n_bins)))
+            values = np.empty((len(bins), self.array(name).shape[-1]), dtype=self.array(name).dtype)
             for begin in range(0, len(bins), _BINS_AT_ONCE):
                 part = slice(begin, begin + _BINS_AT_ONCE)
                 values[part] = self.array(name).gather_bins(bins[part])[:, 0]
             self._residents[name] = Resident(bins, values)
         return self._residents[name]
 
-    def _read_dna(self, places: Int64[np.ndarray, " b"], epoch: int) -> Float16[np.ndarray, "b n d"]:
-        is_reverse = self.strands(places, epoch)
-        if not is_reverse.any():
-            return self._read_from(self.arrays.windows, places)
-        dna = np.empty((len(places), self.n_bins, self.dna.shape[-1]), dtype=np.float16)
-        for name, mine in ((self.arrays.windows, ~is_reverse), (self.reverse, is_reverse)):
-            dna[mine] = self._read_from(name, places[mine])
-        return dna
+    def _reading(self, leg: Leg, batches: slice, epoch: int) -> _Reading:
+        """Return what copies the embeddings of some batches of a leg, all of whose windows are checked here."""
+        slices = leg.slices[batches]
+        mine = slice(slices[0].start, slices[-1].stop)
+        first_bin = leg.first_bin[mine]
+        if not self.reverse:
+            return _Reading(mine.start, [self._runs(self.arrays.windows, first_bin)], None)
+        strand = self.strands(leg.places[mine], epoch)
+        parts = zip(self.window_arrays, (first_bin[~strand], first_bin[strand]), strict=True)
+        return _Reading(mine.start, [self._runs(name, bins) for name, bins in parts], strand)
 
-    def _read_from(self, name: str, places: Int64[np.ndarray, " b"]) -> Float16[np.ndarray, "b n d"]:
-        if self.resident:
-            return np.take(self.in_memory(name).values, self.resident_places(places, name), axis=0)
-        return self.array(name).gather_bins(self._first_bin[places], self.n_bins)
+    def _runs(self, name: str, first_bin: Int64[np.ndarray, " r"]) -> Runs:
+        if not self.resident:
+            return self.array(name).runs(first_bin, self.n_bins, is_checked=True)
+        held = self.in_memory(name)
+        return Located([held.values], held.places(first_bin, self.n_bins), None)
 
     def _proteins_of(self, factors: Int64[np.ndarray, " f"]) -> FactorBatch:
         """Return the residues of factors; batches of the same factors, one after the other, share them."""
@@ -295,15 +324,24 @@ class Loader:
             self._last_proteins = (key, self.proteins.get(self._factors[factors]))
         return self._last_proteins[1]
 
+    def _contexts_of(self, contexts: Int64[np.ndarray, " c"]) -> Float32[np.ndarray, "c t"]:
+        """Return the embeddings of contexts; batches of the same ones, one after the other, share them."""
+        key = contexts.tobytes()
+        if self._last_contexts is None or self._last_contexts[0] != key:
+            self._last_contexts = (key, self._context_values[contexts])
+        return self._last_contexts[1]
+
     @property
     def dna(self) -> ShardedArray:
         """The windows' array."""
         return self.array(self.arrays.windows)
 
     def array(self, name: str) -> ShardedArray:
-        """Return an array, opened when it is first needed in this process."""
+        """Return an array, opened when it is first needed in this process; it has all windows that the split needs."""
         if name not in self._opened_arrays:
-            self._opened_arrays[name] = self._opened().array(name)
+            array = self._opened().array(name)
+            self._require_embedded(array, name)
+            self._opened_arrays[name] = array
         return self._opened_arrays[name]
 
     @property
@@ -349,7 +387,14 @@ class Loader:
     def __getstate__(self) -> dict[str, Any]:
         """Leave mapped files behind when sent to another process."""
         empty: dict[str, Any] = {"_opened_arrays": {}, "_residents": {}}
-        return {**self.__dict__, **empty, "_store": None, "_proteins": None, "_last_proteins": None}
+        return {
+            **self.__dict__,
+            **empty,
+            "_store": None,
+            "_proteins": None,
+            "_last_proteins": None,
+            "_last_contexts": None,
+        }
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -371,12 +416,14 @@ class Loader:
         bins_of_windows = len(np.unique(self._window)) * self._window_bins
         return self.n_rows * self.n_bins >= ANNOUNCE_ABOVE * bins_of_windows
 
-    def _require_embedded(self, name: str) -> None:
-        array = self.array(name)
-        last_window = (self._first_bin + self.n_bins - 1) // self._window_bins
-        missing = ~(array.is_ok(self._window) & array.is_ok(last_window))
+    def _require_embedded(self, array: ShardedArray, name: str) -> None:
+        first_window = self.table["first_bin"] // self._window_bins
+        last_window = (self.table["first_bin"] + self.n_bins - 1) // self._window_bins
+        missing = ~array.is_ok(first_window)
+        for offset in range(1, int((last_window - first_window).max()) + 1):
+            missing |= ~array.is_ok(np.minimum(first_window + offset, last_window))
         if missing.any():
-            windows = np.unique(np.concatenate([self._window[missing], last_window[missing]]))
+            windows = np.unique(np.concatenate([first_window[missing], last_window[missing]]))
             windows = windows[~array.is_ok(windows)]
             raise MissingWindow(
                 f"{int(missing.sum()):,} of {self.n_rows:,} rows need {len(windows):,} windows that are not embedded "
@@ -384,6 +431,26 @@ class Loader:
                 where=name,
                 fix=f"embed them: tfbind embed {self._path} windows",
             )
+
+
+class _Reading:
+    """Copies the embeddings of batches of a leg, from one array or from either of two by the strand of each row."""
+
+    def __init__(self, first: int, runs: list[Runs], strand: Bool[np.ndarray, " r"] | None) -> None:
+        self._first, self._runs, self._strand = first, runs, strand
+        if strand is not None:
+            self._n_reverse = [0, *np.cumsum(strand).tolist()]
+
+    def __call__(self, rows: slice, out: Float16[np.ndarray, "b n d"]) -> Float16[np.ndarray, "b n d"]:
+        """Return the embeddings of some rows of the leg, in `out`."""
+        begin, end = rows.start - self._first, rows.stop - self._first
+        if self._strand is None:
+            return self._runs[0].read(slice(begin, end), out)
+        is_reverse = self._strand[begin:end]
+        first, last = self._n_reverse[begin], self._n_reverse[end]
+        out[~is_reverse] = self._runs[0].read(slice(begin - first, end - last))
+        out[is_reverse] = self._runs[1].read(slice(first, last))
+        return out
 
 
 class _Announcer:
@@ -398,31 +465,17 @@ class _Announcer:
         self._is_cold, self._was_announced, self._number = False, False, 0
         self._faults = _major_faults()
 
-    def __call__(self, rows: Int64[np.ndarray, " b"]) -> None:
-        """Announce some rows, or not; what was read since the last call shows whether it is worth it."""
+    def __call__(self, batches: Sequence[Int64[np.ndarray, " b"]]) -> None:
+        """Announce the rows of some batches, or not; what was read since the last call shows whether it is worth it."""
         faults = _major_faults()
         if not self._was_announced and self._number:
             self._is_cold = faults > self._faults
         self._faults, self._number = faults, self._number + 1
-        self._was_announced = self._is_cold and self._number % PROBE_EVERY != 0
+        self._was_announced = bool(batches) and self._is_cold and self._number % PROBE_EVERY != 0
         if self._was_announced:
-            self.loader.announce(rows)
+            self.loader.announce(np.concatenate(batches))
 
 
 def _major_faults() -> int:
     """Return how often this thread has waited for a page from the disk."""
     return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_majflt
-
-
-def _once(numbers: Int64[np.ndarray, " b"], limit: int) -> tuple[Int64[np.ndarray, " k"], Int64[np.ndarray, " b"]]:
-    """Return the distinct of some small numbers, ascending, and which of them each one is.
-
-    Examples
-    --------
-    >>> [found.tolist() for found in _once(np.array([4, 1, 4]), 6)]
-    [[1, 4], [1, 0, 1]]
-    """
-    present = np.zeros(limit, dtype=bool)
-    present[numbers] = True
-    number = np.cumsum(present) - 1
-    return np.flatnonzero(present), number[numbers]

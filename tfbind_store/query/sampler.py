@@ -15,6 +15,9 @@ from jaxtyping import Int64, Integer
 from tfbind_store.errors import ConfigError
 from tfbind_store.query import draws
 
+_SORTED_AT_ONCE = 64
+_KEYS_AT_ONCE = 1 << 14
+
 
 def epoch_order(
     windows: Integer[np.ndarray, " rows"], *, block_windows: int, seed: int, epoch: int
@@ -38,15 +41,25 @@ def epoch_order(
     if block_windows < 1:
         raise ConfigError(f"block_windows is {block_windows}, must be at least 1", where="loader")
     distinct, which = _distinct(np.asarray(windows))
-    epochs = np.full(len(windows), epoch, dtype=np.int64)
-    window_draw = draws.draw(seed, "window order", epochs[: len(distinct)], distinct.astype(np.int64))
+    window_draw = draws.draw(seed, "window order", epoch, distinct.astype(np.int64))
     rank = np.empty(len(distinct), dtype=np.uint64)
     rank[np.lexsort((distinct, window_draw))] = np.arange(len(distinct), dtype=np.uint64)
-    # one key: the block, then as much of the draw as fits beside it; a stable sort leaves equal ones in row order
-    bits = np.uint64(max(1, int(len(distinct) // block_windows + 1).bit_length()))
-    row_draw = draws.draw(seed, "row order", epochs, np.arange(len(windows), dtype=np.int64))
-    key = ((rank // np.uint64(block_windows))[which] << (np.uint64(64) - bits)) | (row_draw >> bits)
-    return np.argsort(key, kind="stable").astype(np.int64)
+    block = rank // np.uint64(block_windows)
+    # one number per row, sorted as it is (ten times faster than sorting places by it): the block, as much of the draw
+    # as there is room for, the row. Equal draws leave rows in their order.
+    row_bits, block_bits = (np.uint64(int(n).bit_length()) for n in (len(windows), len(distinct) // block_windows + 1))
+    block <<= np.uint64(64) - block_bits
+    order = np.empty(len(windows), dtype=np.uint64)
+    for begin in range(0, len(windows), _KEYS_AT_ONCE):
+        row = np.arange(begin, min(begin + _KEYS_AT_ONCE, len(windows)), dtype=np.uint64)
+        key = draws.draw(seed, "row order", epoch, row.view(np.int64))
+        key >>= block_bits + row_bits
+        key <<= row_bits
+        key |= row
+        np.bitwise_or(key, block[which[begin : begin + len(row)]], out=order[begin : begin + len(row)])
+    order.sort()
+    order &= (np.uint64(1) << row_bits) - np.uint64(1)
+    return order.view(np.int64)
 
 
 def _distinct(
@@ -110,7 +123,13 @@ def batches_of(
     base = first_row if n_parts == 1 else 0
     n_seen = -(-first_row // batch_size) if n_parts > 1 else 0
     n_batches = -(-(len(order) - base) // batch_size)
-    for number in range(n_seen + (part - n_seen) % n_parts, n_batches, n_parts):
-        begin = base + number * batch_size
-        end = min(begin + batch_size, len(order))
-        yield end, np.sort(order[begin:end])
+    numbers = range(n_seen + (part - n_seen) % n_parts, n_batches, n_parts)
+    whole = len(order[base:]) // batch_size
+    table = order[base : base + whole * batch_size].reshape(whole, batch_size)
+    for at in range(0, len(numbers), _SORTED_AT_ONCE):
+        some = numbers[at : at + _SORTED_AT_ONCE]
+        rows = np.sort(table[some.start : some.stop : some.step], axis=1)
+        for number, row in zip(some, rows, strict=False):
+            yield base + (number + 1) * batch_size, row
+        if len(rows) < len(some):
+            yield len(order), np.sort(order[base + whole * batch_size :])
