@@ -5,10 +5,11 @@
 
 One store with embeddings that nobody computed, peaks, proteins and contexts, made by the package's own commands.
 Warm: each round reads the same batches as the loader gives them (embeddings, labels, proteins, contexts), and by one
-``np.take`` on a mapped file of all bins; the ratio is the median of the rounds' ratios of CPU time. `take` gives a new
-array for each batch, as the loader does; `take_into` writes over two arrays in turn, which no loader may. The same
-batches by zarr, some of them. Cold: pages are given back to the system first; all windows in the loader's order, announced ahead,
-beside reading the files from end to end; and scattered rows, announced and not. The last line is one JSON object.
+``np.take`` on the same mapped pages; the ratio is the median of the rounds' ratios of CPU time. *take* gives a new
+array for each batch, as the loader does; *take_into* writes over two arrays in turn, which no loader may. The same
+batches by zarr, some of them. Cold: pages are given back to the system first; all windows in the loader's order,
+announced ahead, beside reading the files from end to end; and scattered rows, announced and not. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def main() -> None:
         for n_bins in args.row_bins:
             make_selection(store, f"rows{n_bins}", SelectionConfig(n_bins=n_bins, negatives=("random:2", "scoped:1")))
             loader = Loader(store, f"rows{n_bins}", "train", arrays=ARRAYS, batch_size=args.batch)
-            found |= {f"{key}_{n_bins}_bins": value for key, value in _warm(store, loader, Path(name), args).items()}
+            found |= {f"{key}_{n_bins}_bins": value for key, value in _warm(store, loader, args).items()}
             del loader
         gc.collect()  # pages that are mapped cannot be given back
         found |= _cold(store, args)
@@ -126,14 +127,10 @@ def _store(folder: Path, args: argparse.Namespace) -> Store:
     return store
 
 
-def _warm(store: Store, loader: Loader, folder: Path, args: argparse.Namespace) -> dict[str, float]:
-    array = store.array(ARRAYS.windows)
-    path = folder / "flat.f16"
-    if not path.exists():
-        with path.open("wb") as file:
-            for window in range(array.shape[0]):
-                file.write(array.row(window).tobytes())
-    flat = np.memmap(path, dtype=np.float16, mode="r").reshape(-1, args.dim)
+def _warm(store: Store, loader: Loader, args: argparse.Namespace) -> dict[str, float]:
+    for _ in loader.epoch(0):  # maps what is read
+        pass
+    flat = loader.dna._maps._spaces[0].flat  # the very pages that the loader reads: other files lie better or worse
     firsts = [loader.table["first_bin"][places] for _, places in loader.batches(0)]
     spent: dict[str, list[float]] = {"loader": [], "take": [], "into": []}
     into = [np.empty((args.batch, loader.n_bins, args.dim), dtype=np.float16) for _ in range(2)]
