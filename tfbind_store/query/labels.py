@@ -260,7 +260,8 @@ def as_labels(codes: Int8[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
     >>> as_labels(np.array([1, 0, -1], np.int8)).tolist()
     [1.0, 0.0, nan]
     """
-    return _AS_FLOATS[codes]  # -1 is the last one
+    labels: Float32[np.ndarray, "..."] = _AS_FLOATS[codes]  # -1 is the last one
+    return labels
 
 
 def _bound_keys(
