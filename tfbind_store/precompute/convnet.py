@@ -1,9 +1,10 @@
-"""A small convolutional trunk: motifs at every base, pooled at once, then residual convolutions up to the bins.
+"""A small convolutional trunk: motifs at every base, pooled at once, then residual convolutions on quarters of bins.
 
 On a genome of ten million bases and a CPU it learns in a fraction of the time of a small Enformer: bases are pooled by
 eight right after the first convolution, so that nearly all work is done on an eighth of the positions, and what a bin
-sees of its surroundings comes from dilated convolutions instead of attention. ``tfbind pretrain --set
-trunk.kind=convnet`` trains one; a folder holds it as an Enformer's does, card included.
+sees of its surroundings comes from dilated convolutions instead of attention. Those look at quarters of a bin, and only
+what they give is pooled to bins: a peak just beyond a bin's edge is in another bin, so where it is matters. ``tfbind
+pretrain --set kind=convnet`` trains one; a folder holds it as an Enformer's does, card included.
 """
 
 # b batch · l bp · c channels
@@ -30,6 +31,8 @@ from tfbind_store.precompute.weights import first_file, read_safetensors
 CARD_FORMAT = "tfbind-convnet-1"
 FIRST_POOL = 8
 """Bases that the first pooling takes together; bins are at least as wide."""
+QUARTERS = 4
+"""Parts of a bin that the dilated convolutions look at, where bins are wide enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +47,8 @@ class ConvnetSizes:
     """Channels of all others."""
     wide: int = 384
     """Numbers per bin."""
-    depth: int = 4
-    """Convolutions over bins; each looks twice as far as the one before."""
+    depth: int = 6
+    """Convolutions over quarters of bins; each looks twice as far as the one before."""
     dropout: float = 0.1
     """Share of numbers dropped in each residual block in training."""
     bin_bp: int = 128
@@ -62,19 +65,20 @@ class ConvnetSizes:
             raise ConfigError(f"dropout is {self.dropout}, must be in [0, 1)", where="trunk")
 
     @property
-    def pools(self) -> list[int]:
-        """Return what the poolings after the first take together, in order.
+    def pools(self) -> tuple[list[int], int]:
+        """Return what the poolings after the first take together, in order, and what the last one does.
 
         Examples
         --------
-        >>> ConvnetSizes(bin_bp=128).pools, ConvnetSizes(bin_bp=64).pools
-        ([4, 4], [4, 2])
+        >>> ConvnetSizes(bin_bp=128).pools, ConvnetSizes(bin_bp=256).pools, ConvnetSizes(bin_bp=16).pools
+        (([4], 4), ([4, 2], 4), ([], 2))
         """
-        left, found = self.bin_bp // FIRST_POOL, []
+        last = min(QUARTERS, self.bin_bp // FIRST_POOL)
+        left, found = self.bin_bp // FIRST_POOL // last, []
         while left > 1:
             found.append(4 if left % 4 == 0 else 2)
             left //= found[-1]
-        return found
+        return found, last
 
 
 class Residual(nn.Module):
@@ -103,7 +107,7 @@ class Convnet(nn.Module):
         self.narrow = nn.Conv2d(sizes.motifs, sizes.dim, (1, 7), padding=(0, 3))
         drop = sizes.dropout
         self.levels = nn.ModuleList(
-            Residual(sizes.dim, 5, dropout=drop if at else 0.0) for at in range(1 + len(sizes.pools))
+            Residual(sizes.dim, 5, dropout=drop if at else 0.0) for at in range(1 + len(sizes.pools[0]))
         )
         self.context = nn.Sequential(
             *(Residual(sizes.dim, 3, dilation=2**at, dropout=drop) for at in range(sizes.depth))
@@ -120,9 +124,11 @@ class Convnet(nn.Module):
         # pooled before norm and activation: as good, since the convolution can take either sign, on an eighth of them
         x = F.max_pool2d(x, (1, FIRST_POOL))
         x = self.narrow(F.silu(self.motif_norm(x)))
-        for pool, level in zip([1, *self.sizes.pools], self.levels, strict=True):
+        pools, last = self.sizes.pools
+        for pool, level in zip([1, *pools], self.levels, strict=True):
             x = level(F.max_pool2d(x, (1, pool)) if pool > 1 else x)
         x = F.silu(self.widen(F.silu(self.last_norm(self.context(x)))))
+        x = F.max_pool2d(x, (1, last)) if last > 1 else x
         return x[:, :, 0].transpose(1, 2).float()
 
     def _motifs(self, sequence: Float[Tensor, "b l 4"]) -> Float[Tensor, "b c 1 l"]:

@@ -10,9 +10,6 @@ from tfbind_store.errors import ConfigError
 from tfbind_store.heads.losses import LossConfig
 from tfbind_store.precompute.convnet import ConvnetSizes
 
-CLEAN_SHARE = 0.15
-"""Share of a training, its last, in which no base is changed."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrunkConfig:
@@ -92,8 +89,7 @@ class PretrainConfig:
     random_offset: bool = True
     """Begin every pass at another base."""
     mutation: float = 0.0
-    """Share of an example's bases that are changed at random, drawn for each example between 0 and this; the last
-    `CLEAN_SHARE` of the training sees bases as they are."""
+    """Share of an example's bases that are changed at random, drawn for each example between 0 and this."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Per bin and track."""
     validate_every: float = 8.0

@@ -36,7 +36,7 @@ from tfbind_store.metrics.ranking import score_binary
 from tfbind_store.precompute.enformer import one_hot
 from tfbind_store.precompute.trunk_files import DOUBLED, WEIGHT_FILES
 from tfbind_store.precompute.weights import pick_device
-from tfbind_store.pretraining.config import CLEAN_SHARE, PretrainConfig, TrunkConfig
+from tfbind_store.pretraining.config import PretrainConfig, TrunkConfig
 from tfbind_store.pretraining.feed import Stretch, TrackFeed, mutated
 from tfbind_store.pretraining.forward import fast_dtype
 from tfbind_store.pretraining.kinds import build_model, features, save_model, tensors_of
@@ -292,7 +292,7 @@ class _Trainer:
         torch.manual_seed((self.config.seed << 32) + self.step)
         batch = self.feed.batch(stretches)
         labels = torch.from_numpy(batch.labels).to(self.device)
-        logits = self._logits(self._changed(batch.codes, share))
+        logits = self._logits(self._changed(batch.codes))
         # summed over tracks, so that the step does not shrink as tracks are added
         loss = cell_losses(self.config.loss, logits, labels).sum() / (labels.shape[0] * labels.shape[1])
         if not loss.isfinite():
@@ -306,10 +306,9 @@ class _Trainer:
         self.average.update(self.step)
         self.recent = [*self.recent, float(loss.item())][-self.per_pass :]
 
-    def _changed(self, codes: UInt8[np.ndarray, "b bp"], share: float) -> UInt8[np.ndarray, "b bp"]:
-        if not self.config.mutation or share >= 1 - CLEAN_SHARE:
-            return codes
-        return mutated(codes, self.config.mutation, np.random.default_rng([self.config.seed, 1, self.step]))
+    def _changed(self, codes: UInt8[np.ndarray, "b bp"]) -> UInt8[np.ndarray, "b bp"]:
+        most = self.config.mutation
+        return mutated(codes, most, np.random.default_rng([self.config.seed, 1, self.step])) if most else codes
 
     def _logits(self, codes: np.ndarray) -> Float[Tensor, "b n tracks"]:
         found = features(self.model, one_hot(codes).to(self.device), dtype=self.dtype)
