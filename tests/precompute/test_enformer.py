@@ -5,7 +5,11 @@ Every model here is drawn with `random_trunk`: a default-initialised Enformer ig
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
+import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -171,6 +175,44 @@ class TestMemory:
         sizes = {"chunk_tokens": bound.chunk_tokens, "batch_windows": bound.batch_size}
         assert bound.fast.working_bytes(window_tokens=128, **sizes) <= at_most
         np.testing.assert_allclose(self.values(bound, genome), self.values(free, genome), rtol=0, atol=1e-5)
+
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    def test_it_says_what_its_weights_take(self, precision):
+        """Against the process's own size, what the allocator keeps for later given back first."""
+        libc = ctypes.CDLL(None)
+        if not hasattr(libc, "malloc_trim") or not Path("/proc/self/statm").exists():
+            pytest.skip("only glibc can be told to give memory back")
+
+        def resident() -> int:
+            gc.collect()
+            libc.malloc_trim(0)
+            return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+        def embedder(**sizes) -> EnformerEmbedder:
+            architecture = {"heads": 8, "attn_dim_key": 64, "dim_divisible_by": 16, **sizes}
+            return EnformerEmbedder(random_trunk(architecture, seed=1), device="cpu", precision=precision)
+
+        kept = [embedder(dim=48, depth=1).fast]  # code and pools that the first one of a process makes
+        before = resident()
+        kept.append(embedder(dim=384, depth=5))
+        kept.append(kept[-1].fast)
+        kept.extend([block.relative_keys(1000) for block in kept[-1].blocks])
+        need = kept[1].memory_need(Grid(window_bp=1000 * 128, n_bins=64, bin_bp=128))
+        assert need.weights_bytes == pytest.approx(resident() - before, rel=0.1)
+
+    def test_fewer_threads_where_memory_is_short(self):
+        embedder = EnformerEmbedder(random_trunk(SMALL, seed=1), device="cpu")
+        least = {"chunk_tokens": LEAST_CHUNK_TOKENS, "window_tokens": 128, "batch_windows": 1}
+        one, two = (embedder.fast.working_bytes(**least, n_threads=n) for n in (1, 2))
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(2)
+            embedder.limit_memory(two, self.grid)
+            assert embedder.n_threads is None
+            embedder.limit_memory(one, self.grid)
+            assert embedder.n_threads == 1
+        finally:
+            torch.set_num_threads(before)
 
     def test_what_fits_is_left_alone(self):
         embedder = EnformerEmbedder(random_trunk(SMALL, seed=1), device="cpu", batch_size=8)

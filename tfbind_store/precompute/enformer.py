@@ -8,6 +8,7 @@ kept. Weights come from a hub id, a folder, or architecture and seed. Reading an
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -256,9 +257,9 @@ class EnformerEmbedder:
 
     def memory_need(self, grid: Grid) -> MemoryNeed:
         """Return about what weights and windows on their way take."""
-        n_weights = sum(tensor.numel() for tensor in self.model.parameters())
-        # the model's own, and those laid out for the fast forward
-        weights_bytes = n_weights * (4 + DTYPES[self.precision].itemsize)
+        own = itertools.chain(self.model.parameters(), self.model.buffers())
+        weights_bytes = sum(tensor.nbytes for tensor in own)
+        weights_bytes += self.fast.laid_out_bytes(window_tokens=grid.window_bp // grid.bin_bp)
         return MemoryNeed(str(self.device), weights_bytes, self._batch(grid), self._working_bytes(grid))
 
     def _working_bytes(self, grid: Grid) -> int:

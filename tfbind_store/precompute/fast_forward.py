@@ -19,6 +19,7 @@ convolutions pad; PAD is 0.25. Stitching windows over a stretch lives in ``stret
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -222,6 +223,7 @@ class FastTrunk:
     ) -> None:
         cook_toom = dtype == torch.float32 and not tf32
         self.dtype, self.tf32 = dtype, tf32
+        self._of_model = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
         with torch.no_grad():
             self.stem = Stem(model.stem, dtype=dtype, onednn=onednn)
             self.levels = [
@@ -265,6 +267,15 @@ class FastTrunk:
         with exact_float32(self.device, tf32=self.tf32):
             return self.final(self.final_activation(tokens), "swish").mul_(1 / GELU_SLOPE)
 
+    def laid_out_bytes(self, *, window_tokens: int) -> int:
+        """Return what the laid-out weights take beside the model's own, keys of a window's distances included."""
+        keys = sum(block.relative_bytes(window_tokens) for block in self.blocks)
+        return keys + sum(
+            tensor.numel() * tensor.element_size()
+            for tensor in _tensors([self.stem, self.levels, self.blocks, self.final_activation, self.final])
+            if tensor.is_mkldnn or tensor.untyped_storage().data_ptr() not in self._of_model
+        )
+
     def working_bytes(self, *, chunk_tokens: int, window_tokens: int, batch_windows: int, n_threads: int = 1) -> int:
         """Return about how much memory the numbers on their way take at most, weights apart."""
         size, geometry = self.dtype.itemsize, self.geometry
@@ -276,6 +287,17 @@ class FastTrunk:
         held = (2 * window_tokens + chunk_tokens) * geometry.dim * size
         transforming = batch_windows * window_tokens * geometry.dim * size * ROWS_OF_A_BLOCK
         return int(n_threads * max(convolving, transforming) + held)
+
+
+def _tensors(thing: Any) -> Iterator[Tensor]:
+    """Yield the tensors that an object of this package's, a module or a list of such holds."""
+    if isinstance(thing, Tensor):
+        yield thing
+    elif isinstance(thing, list | dict):
+        for part in thing.values() if isinstance(thing, dict) else thing:
+            yield from _tensors(part)
+    elif hasattr(thing, "__dict__"):
+        yield from _tensors({name: part for name, part in vars(thing).items() if name != "_relative_keys"})
 
 
 def _rows_per_block(x: Tensor, width: int) -> int:

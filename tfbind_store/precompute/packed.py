@@ -73,9 +73,11 @@ class PackedLinear:
         n_parts = -(-weight.shape[1] // longest_sum) if in_parts and longest_sum else 1
         parts = weight.chunk(n_parts, dim=1)
         self.widths = [part.shape[1] for part in parts]
-        self.parts = [part.detach().contiguous() for part in parts]
-        if self.onednn and packed:
-            self.parts = [torch.ops.mkldnn._reorder_linear_weight(part, None) for part in self.parts]
+        lay_out = torch.ops.mkldnn._reorder_linear_weight if self.onednn and packed else None
+        self.parts: list[Tensor] = []
+        for part in parts:  # one by one, so that each copy takes the place of the last
+            rows = part.detach().contiguous()
+            self.parts.append(rows if lay_out is None else lay_out(rows, None))
 
     def __call__(self, x: Tensor, unary: Unary = "none") -> Tensor:
         """Return ``unary(x @ weight.T + bias)``, [..., in] -> [..., out]."""
@@ -126,10 +128,12 @@ class CookToom:
 
     def __init__(self, weight: Tensor, *, onednn: bool = True) -> None:
         """Take ``weight`` [out, in, 5], transformed in float64 and stored in its own dtype."""
-        evaluate_kernel = _powers(self.POINTS, self.KERNEL)
         interpolate = torch.linalg.inv(_powers(self.POINTS, self.KERNEL + self.TILE - 1)).T
-        kernels = torch.einsum("pk,oik->poi", evaluate_kernel.to(weight.device), weight.double()).to(weight.dtype)
-        self.products = [PackedLinear(kernel, onednn=onednn, longest_sum=LONGEST_SUM) for kernel in kernels]
+        precise = weight.double()
+        self.products: list[PackedLinear] = []
+        for powers in _powers(self.POINTS, self.KERNEL).to(weight.device):  # one by one: together they are large
+            kernel = (precise @ powers).to(weight.dtype)
+            self.products.append(PackedLinear(kernel, onednn=onednn, longest_sum=LONGEST_SUM))
         transform = interpolate.to(weight.device, weight.dtype)
         self.first_half, self.second_half = transform[:, :4].contiguous(), transform[:, 4:].contiguous()
 

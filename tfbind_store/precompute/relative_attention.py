@@ -76,6 +76,10 @@ class TransformerBlock:
             self._relative_keys[n] = keys.unflatten(1, (self.heads, -1)).transpose(0, 1).to(self.dtype).contiguous()
         return self._relative_keys[n]
 
+    def relative_bytes(self, n: int) -> int:
+        """Return what the keys of distances of `n` tokens take."""
+        return self.heads * (2 * n - 1) * self.key_dim * self.dtype.itemsize
+
     def __call__(self, x: Float[Tensor, "b n c"], keep: slice) -> Float[Tensor, "b kept c"]:
         """Return the block's output for the tokens in `keep`; keys and values come from all tokens."""
         n = x.shape[1]
