@@ -78,7 +78,7 @@ class TransformerBlock:
 
     def relative_bytes(self, n: int) -> int:
         """Return what the keys of distances of `n` tokens take."""
-        return self.heads * (2 * n - 1) * self.key_dim * self.dtype.itemsize
+        return int(self.heads * (2 * n - 1) * self.key_dim) * self.dtype.itemsize
 
     def __call__(self, x: Float[Tensor, "b n c"], keep: slice) -> Float[Tensor, "b kept c"]:
         """Return the block's output for the tokens in `keep`; keys and values come from all tokens."""
