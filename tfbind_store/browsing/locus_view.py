@@ -21,6 +21,7 @@ from tfbind_store.errors import ConfigError
 from tfbind_store.feeding.bins import BinReader
 from tfbind_store.loci import Locus
 from tfbind_store.prediction.asked_pairs import Asked, EncodedPairs, encode_asked
+from tfbind_store.prediction.cells import Cells
 from tfbind_store.prediction.files import bins_of_loci
 from tfbind_store.scoring.bins import LoadedRun, load_run
 from tfbind_store.store.folder import Store
@@ -107,7 +108,8 @@ class LocusViewer:
             if there.any():
                 with torch.inference_mode():
                     dna = BinReader(array, run.source.device)(bins[there])
-                    values[there] = run.head.score_pairs(dna, encoded.pairs)[:, 0].float().numpy()
+                    cells = Cells(self.store, run, encoded.biotype_id)
+                    values[there] = cells.logits(dna, encoded.pairs, bins[there])[:, 0].float().numpy()
         return edges.astype(np.float32), values
 
     def _run(self, name: str, pair: Pair) -> tuple[LoadedRun, EncodedPairs]:

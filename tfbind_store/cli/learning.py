@@ -117,8 +117,8 @@ def train(
     The best weights by validation are kept in runs/NAME/head.safetensors, with the fingerprints of the embeddings, the
     selection and what head and trunk were trained on inside.
     """
-    from tfbind_store.prediction.signal_training import train_declared_gate
     from tfbind_store.store.folder import Store
+    from tfbind_store.training.signal_training import train_declared_gate
     from tfbind_store.training.train import TrainConfig, train_head
 
     chosen, opened = configured(TrainConfig, config, given, settings), Store.open(store, verify=verify)

@@ -179,8 +179,8 @@ def train_signal(run: Path, as_json: bool, **given: Any) -> None:
     The head stays as it is. The gate sees the run's training rows and does not know the biotype, so that it serves cell
     types that nobody trained on: tfbind predict takes their stored signal, or --signal bigWig.
     """
-    from tfbind_store.prediction.signal_training import SignalConfig, train_gate
     from tfbind_store.store.folder import Store
+    from tfbind_store.training.signal_training import SignalConfig, train_gate
 
     store, name = run_place(run)
     result = train_gate(Store.open(store), name, SignalConfig(**given))

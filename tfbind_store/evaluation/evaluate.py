@@ -71,7 +71,7 @@ class EvaluateConfig:
     with_oracle: bool = True
     """Score measured binding of the other factors too."""
     with_signal: bool = True
-    """Let the run's signal gate speak, if one was trained; False scores the head alone."""
+    """Read signals, in the head or by the run's gate; False scores as if there were none."""
     cutoff: float = 0.5
     """Probability from which on a bin is called, for the accuracy."""
     memory_gb: float = 2.0
@@ -122,7 +122,7 @@ def evaluate_run(store: Store, run_name: str, config: EvaluateConfig | None = No
         "config": configs.to_mapping(config),
         "rule": str(world.truth.rule),
         "probability": judge.probability_is,
-        "signals": None if judge.gate is None else judge.gate.signals.array_name,
+        "signals": judge.signals_read,
         "groups": [{"holdout": g.holdout, "chroms": list(g.chroms), "experiments": len(g.places)} for g in groups],
     }
     path = judge.book.write(store.run_dir(run_name), said)
@@ -153,7 +153,12 @@ class _Judge:
     def __init__(self, store: Store, run: LoadedRun, world: World, config: EvaluateConfig) -> None:
         self.store, self.run, self.world, self.config = store, run, world, config
         self.book = ScoreBook()
-        self.gate = open_gate(store, run.name) if config.with_signal else None
+        if not config.with_signal:
+            run.source.signals = None
+        reads = run.head.signal is not None
+        self.gate = open_gate(store, run.name) if config.with_signal and not reads else None
+        source = self.gate.signals if self.gate is not None else run.source.signals
+        self.signals_read = None if source is None else source.array_name
         self.motifs = baselines.read_motifs(config.motifs) if config.motifs else []
         self.asked_loci = read_loci(store, config.loci) if config.loci else None
         self.signals = measured.open_signals(store)

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from tfbind_store.batch import Batch
 from tfbind_store.errors import SelectionError, StoreMissing, TfbindError
 from tfbind_store.feeding.bins import BinReader
 from tfbind_store.heads.base import Head, Pairs, Scaling
+from tfbind_store.heads.signal import Signal
 from tfbind_store.names import near_miss
 from tfbind_store.query.labels import Intervals, Truth, as_labels
 from tfbind_store.query.loader import Arrays, Balance
@@ -128,11 +129,22 @@ def prefetch(items: Iterable[T], *, depth: int = 2) -> Iterator[T]:
         thread.join()
 
 
+class SignalReader(Protocol):
+    """Signals of biotypes, read where they are asked for."""
+
+    array_name: str
+
+    def at(self, biotype_ids: Sequence[int], bins: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, "k c s"]:
+        """Return the numbers of bins in each biotype; NaN where there are none."""
+
+
 class PairSource:
-    """Proteins and contexts of a store, ready for a head's `encode`."""
+    """Proteins and contexts of a store, ready for a head's `encode`, and signals for one that reads them."""
 
     def __init__(self, store: Store, arrays: Arrays, device: torch.device | None = None) -> None:
         self.store, self.arrays = store, arrays
+        self.signals: SignalReader | None = None
+        """For heads that read signals; None gives them none."""
         self.device = device or torch.device("cpu")
         self._proteins = FactorProteins(store, arrays.proteins)
         self._contexts: dict[int, Float32[np.ndarray, " t"]] = {}
@@ -158,6 +170,14 @@ class PairSource:
             rows=np.arange(n_pairs, dtype=np.int64),
         )
         return to_torch(batch, self.device)
+
+    def signal(self, biotype_ids: Int64[np.ndarray, " p"], bins: Int64[np.ndarray, " k"]) -> Signal | None:
+        """Return the signal of bins in the biotype of each pair."""
+        if self.signals is None:
+            return None
+        distinct, index = np.unique(biotype_ids, return_inverse=True)
+        values = self.signals.at(distinct.tolist(), bins)
+        return Signal(_tensor(values, self.device), _tensor(index.astype(np.int64), self.device))
 
     def _context(self, biotypes: Int64[np.ndarray, " c"]) -> Float32[np.ndarray, "c t"]:
         """Return the contexts of biotypes; each is looked up in the catalog once."""
@@ -207,6 +227,8 @@ class DenseBatch(NamedTuple):
     """Global bins."""
     experiments: Int64[np.ndarray, " p"]
     """Experiment ids."""
+    signal: Signal | None = None
+    """Of the bins in each pair's biotype, where the source has signals."""
 
 
 @dataclass(frozen=True)
@@ -246,6 +268,7 @@ class DenseFeed:
             self._labels_there(places, chosen),
             self.bins[places],
             pairs.experiment_id,
+            self.source.signal(pairs.biotype_id, self.bins[places]),
         )
 
     def _dna_there(self, places: Int64[np.ndarray, " k"]) -> Float[Tensor, "k d"]:

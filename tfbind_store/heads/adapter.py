@@ -25,6 +25,7 @@ from tfbind_store.errors import ConfigError
 from tfbind_store.heads.base import Geometry, Head, HeadConfig, Intermediates, Pairs, register, strongest
 from tfbind_store.heads.blocks import MIN_TEMPERATURE, FeedForward, Filip, FiLM, Hypergrid, QueryPool, TokenAttention
 from tfbind_store.heads.products import Linear
+from tfbind_store.heads.signal import SignalEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,10 @@ class AdapterConfig(HeadConfig):
     """Condition the tokens on the context."""
     hypergrid: bool = False
     """Mix the FILIP heads by a matrix gated by the context."""
+    signal_scales: int = 0
+    """Numbers per bin of a biotype's signal, read beside the DNA; 0 reads none."""
+    signal_drop: float = 0.15
+    """Share of the signals that training takes away."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,6 +81,8 @@ class Adapter(Head):
         width, flat = config.width, config.n_queries * config.width
         self.project_dna = Linear(geometry.dna_dim, width)
         self.feed_dna = nn.Sequential(FeedForward(width, dropout=config.dropout), nn.LayerNorm(width))
+        if config.signal_scales:
+            self.signal = SignalEncoder(config.signal_scales, width, drop=config.signal_drop)
         self.pool = QueryPool(geometry.protein_dim, width, n_queries=config.n_queries)
         self.feed_token = nn.Sequential(FeedForward(width, dropout=config.dropout), nn.LayerNorm(width))
         self.film = FiLM(width, context_dim=geometry.context_dim) if config.film else None
@@ -146,7 +153,15 @@ class Adapter(Head):
 
     def encode_dna(self, dna: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape w"]:
         """Return the hidden numbers of each bin."""
-        return cast(Tensor, self.feed_dna(self.project_dna(self.dna_scale(dna))))
+        return self.finish(self.stem(dna), None)
+
+    def stem(self, dna: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape w"]:
+        """Return the bins at the head's width."""
+        return cast(Tensor, self.project_dna(self.dna_scale(dna)))
+
+    def finish(self, stem: Float[Tensor, "*shape w"], signal: Float[Tensor, "*shape s"] | None) -> Tensor:
+        """Return the hidden numbers of each bin, of DNA and signal together."""
+        return cast(Tensor, self.feed_dna(stem if self.signal is None else stem + self.signal(signal)))
 
     def interact(self, dna: Float[Tensor, "g n w"], pairs: Pairs) -> Float[Tensor, "g n p"]:
         """Return the logits of bins with pairs."""
@@ -172,7 +187,7 @@ class Adapter(Head):
         if not self.options.filip_heads:
             return found
         parts = list(tensor.unsqueeze(1) for tensor in self.encode(batch))[1 + bool(self.options.tower_dim) :]
-        bins, attention = self.encode_dna(batch.dna).unsqueeze(2), []
+        bins, attention = self._dna_of(batch).unsqueeze(2), []
         for block in self.blocks:
             projected = block.project(parts[2])
             attention.append(block.attention(bins, projected).squeeze(1))

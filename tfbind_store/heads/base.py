@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from tfbind_store.batch import Batch
 from tfbind_store.config import from_mapping, to_mapping
 from tfbind_store.errors import ConfigError
+from tfbind_store.heads.signal import Signal, SignalEncoder
 
 Pairs = tuple[Tensor, ...]
 """What a head knows of each pair before it sees DNA: tensors whose first axis is the pair."""
@@ -132,6 +133,8 @@ class Head(nn.Module):
         self.dna_scale = Standardise(geometry.dna_dim)
         self.protein_scale = Standardise(geometry.protein_dim)
         self.logit_bias = nn.Parameter(torch.zeros(()))
+        self.signal: SignalEncoder | None = None
+        """Reads a biotype's signal beside the DNA, in heads that have one."""
 
     def fit_scaling(self, scaling: Scaling, *, prevalence: float) -> None:
         """Start from the training rows' channel statistics and prevalence."""
@@ -155,6 +158,14 @@ class Head(nn.Module):
         """Read bins without knowing the factor."""
         raise NotImplementedError
 
+    def stem(self, dna: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape v"]:
+        """Read bins as far as no signal is needed; only in heads that read signals, as `finish`."""
+        raise NotImplementedError
+
+    def finish(self, stem: Float[Tensor, "*shape v"], signal: Float[Tensor, "*shape s"] | None) -> Tensor:
+        """Go on from `stem` to what `encode_dna` returns, with the signal of one biotype per set of bins."""
+        raise NotImplementedError
+
     def interact(self, dna: Float[Tensor, "g n w"], pairs: Pairs) -> Float[Tensor, "g n p"]:
         """Score the bins of each group against the group's pairs (tensors [g, p, …])."""
         raise NotImplementedError
@@ -174,13 +185,21 @@ class Head(nn.Module):
         """Return one logit per bin of each row."""
         distinct, row_pair = distinct_pairs(batch)
         pairs = tuple(tensor[row_pair].unsqueeze(1) for tensor in self.encode(distinct))
-        return self.interact(self.encode_dna(batch.dna), pairs).squeeze(-1)
+        return self.interact(self._dna_of(batch), pairs).squeeze(-1)
+
+    def _dna_of(self, batch: Batch[Tensor]) -> Float[Tensor, "b n w"]:
+        """Return a batch's bins, with the signal of each row's biotype where the head reads one."""
+        if self.signal is None:
+            return self.encode_dna(batch.dna)
+        return self.finish(self.stem(batch.dna), batch.signal)
 
     def intermediates(self, batch: Batch[Tensor]) -> Intermediates:
         """Return the logits and what led to them, as far as this head has parts that can be looked at."""
         return Intermediates(self(batch))
 
-    def score_pairs(self, dna: Float[Tensor, "k d"], pairs: Pairs, *, max_cells: int = 20_000) -> Float[Tensor, "k p"]:
+    def score_pairs(
+        self, dna: Float[Tensor, "k d"], pairs: Pairs, *, max_cells: int = 20_000, signal: Signal | None = None
+    ) -> Float[Tensor, "k p"]:
         """Return the logit of every bin with every encoded pair.
 
         Parameters
@@ -191,12 +210,24 @@ class Head(nn.Module):
             From `encode`.
         max_cells
             Bins times pairs worked on at once: bounds the memory, changes nothing else.
+        signal
+            Of the bins in each pair's biotype, for a head that reads signals; without it there is none.
         """
-        hidden = self.encode_dna(dna).unsqueeze(0)
+        if signal is None or self.signal is None:
+            return self._score(self.encode_dna(dna), pairs, max_cells)
+        stem, columns, order = self.stem(dna).unsqueeze(0), [], []
+        for context in signal.context_index.unique().tolist():
+            own = (signal.context_index == context).nonzero().flatten()
+            hidden = self.finish(stem, signal.values[:, context].unsqueeze(0))[0]
+            columns.append(self._score(hidden, tuple(tensor[own] for tensor in pairs), max_cells))
+            order.append(own)
+        return torch.cat(columns, dim=1)[:, torch.cat(order).argsort()]
+
+    def _score(self, hidden: Float[Tensor, "k w"], pairs: Pairs, max_cells: int) -> Float[Tensor, "k p"]:
         grouped = tuple(tensor.unsqueeze(0) for tensor in pairs)
         n_pairs = pairs[0].shape[0]
         step = max(1, max_cells // max(1, n_pairs))
-        parts = [self.interact(part, grouped)[0] for part in torch.split(hidden, step, dim=1)]
+        parts = [self.interact(part, grouped)[0] for part in torch.split(hidden.unsqueeze(0), step, dim=1)]
         return torch.cat(parts) if parts else hidden.new_zeros(0, n_pairs)
 
     def settings(self) -> dict[str, Any]:
@@ -234,6 +265,11 @@ def head_class(name: str) -> type[Head]:
         fix = f"did you mean {close[0]}?" if close else f"known heads: {', '.join(sorted(HEADS))}"
         raise ConfigError(f"unknown head {name!r}", where="head", fix=fix)
     return HEADS[name]
+
+
+def reads_signals(name: str) -> bool:
+    """Tell whether heads of this name can read a biotype's signal."""
+    return any(field.name == "signal_scales" for field in dataclasses.fields(head_class(name).config_class))
 
 
 def check_keywords(cls: type[HeadConfig], options: Mapping[str, Any], *, where: str) -> None:

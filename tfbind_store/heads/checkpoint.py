@@ -40,6 +40,8 @@ class CheckpointHeader:
     """Widths of the embeddings it reads."""
     arrays: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """For windows, proteins and contexts: the array's name and fingerprint."""
+    signals: Mapping[str, str] = field(default_factory=dict)
+    """Name and fingerprint of the array of signals that the head reads; empty where it reads none."""
     genome: str = ""
     """Digest of the genome."""
     selection: Mapping[str, Any] = field(default_factory=dict)

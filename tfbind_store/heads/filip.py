@@ -43,6 +43,7 @@ from tfbind_store.heads.blocks import (
     TokenAttention,
 )
 from tfbind_store.heads.read_values import ReadValueLoss
+from tfbind_store.heads.signal import Signal
 
 MOST_NUMBERS = 2**26
 """Hidden numbers of a feed-forward, or similarities, that exist at once in a dense pass: 256 MiB."""
@@ -233,7 +234,9 @@ class FilipHead(Head):
         """Return what the logit of each bin of each row is made of."""
         return self._mixed(self.encode_dna(batch.dna), self._by_row(batch)).squeeze(2)
 
-    def score_pairs(self, dna: Float[Tensor, "k d"], pairs: Pairs, *, max_cells: int = 20_000) -> Float[Tensor, "k p"]:
+    def score_pairs(
+        self, dna: Float[Tensor, "k d"], pairs: Pairs, *, max_cells: int = 20_000, signal: Signal | None = None
+    ) -> Float[Tensor, "k p"]:
         """Return the logit of every bin with every encoded pair, a few pairs of like length at a time."""
         hidden, n_pairs = self.encode_dna(dna).unsqueeze(0), pairs[0].shape[0]
         lengths = pairs[1].sum(1)

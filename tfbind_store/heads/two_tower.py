@@ -1,7 +1,8 @@
 """A vector per bin and a vector per pair, compared latent by latent: a genome is scored as one matrix product.
 
 Each vector is cut into `latents` of unit length; a pair weighs the cosine of each. The weights go into the pair's
-vector, so that scoring is one product of two matrices whatever the number of latents.
+vector, so that scoring is one product of two matrices whatever the number of latents. A biotype's signal, where the
+head reads one, goes into the bin's vector: then a genome is one product for each biotype.
 """
 
 # g groups · n bins · p pairs · f factors · l residues · e protein dim · t context dim · k tokens · w width · v vector
@@ -22,6 +23,7 @@ from tfbind_store.errors import ConfigError
 from tfbind_store.heads.base import Geometry, Head, HeadConfig, Intermediates, Pairs, register
 from tfbind_store.heads.blocks import FeedForward, QueryPool
 from tfbind_store.heads.products import Linear
+from tfbind_store.heads.signal import SignalEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,10 @@ class TwoTowerConfig(HeadConfig):
     """Parts of a vector that are compared each for itself."""
     latent_dim: int = 16
     """Numbers in each of them."""
+    signal_scales: int = 0
+    """Numbers per bin of a biotype's signal, read beside the DNA; 0 reads none."""
+    signal_drop: float = 0.15
+    """Share of the signals that training takes away."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -58,6 +64,8 @@ class TwoTower(Head):
             nn.LayerNorm(width),
             Linear(width, vector),
         )
+        if config.signal_scales:
+            self.signal = SignalEncoder(config.signal_scales, width, drop=config.signal_drop)
         self.pool = QueryPool(geometry.protein_dim, width, n_queries=config.n_queries)
         self.feed_token = nn.Sequential(FeedForward(width, dropout=config.dropout), nn.LayerNorm(width))
         self.summary = nn.Sequential(
@@ -89,7 +97,16 @@ class TwoTower(Head):
 
     def encode_dna(self, dna: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape v"]:
         """Return the vector of each bin."""
-        return self._unit(self.tower_dna(self.dna_scale(dna))).flatten(-2)
+        return self.finish(self.stem(dna), None)
+
+    def stem(self, dna: Float[Tensor, "*shape d"]) -> Float[Tensor, "*shape w"]:
+        """Return the bins at the head's width."""
+        return cast(Tensor, self.tower_dna[0](self.dna_scale(dna)))
+
+    def finish(self, stem: Float[Tensor, "*shape w"], signal: Float[Tensor, "*shape s"] | None) -> Tensor:
+        """Return the vector of each bin, of DNA and signal together."""
+        hidden = stem if self.signal is None else stem + self.signal(signal)
+        return self._unit(self.tower_dna[1:](hidden)).flatten(-2)
 
     def interact(self, dna: Float[Tensor, "g n v"], pairs: Pairs) -> Float[Tensor, "g n p"]:
         """Return the logits of bins with pairs."""
@@ -98,7 +115,7 @@ class TwoTower(Head):
 
     def intermediates(self, batch: Batch[Tensor]) -> Intermediates:
         """Return the logits, the weighted cosine of each latent, and what each token takes of each residue."""
-        bins = self._latents(self.encode_dna(batch.dna))
+        bins = self._latents(self._dna_of(batch))
         pairs = self._latents(self.encode(batch)[1])
         shares = self.pool.weights(self.protein_scale(batch.protein), batch.mask)[batch.factor_index]
         met = torch.einsum("bnhv,bhv->bnh", bins, pairs)

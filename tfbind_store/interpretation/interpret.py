@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
@@ -36,6 +36,7 @@ from tfbind_store.precompute.as_read import Map, embedder_as_read, taken_apart
 from tfbind_store.precompute.embedder import WindowEmbedder
 from tfbind_store.precompute.enformer import EnformerEmbedder, Trunk, one_hot
 from tfbind_store.prediction.asked_pairs import Asked, EncodedPairs, encode_asked
+from tfbind_store.prediction.cells import Cells
 from tfbind_store.scoring.bins import LoadedRun, load_run
 from tfbind_store.store.folder import Store
 
@@ -99,6 +100,7 @@ class Explainer:
         # tensors made in inference mode can take no part in a gradient; their copies can
         self.pairs = tuple(tensor.clone() for tensor in encoded.pairs)
         self.pair = encoded.names[0]
+        self.cells = Cells(store, run, encoded.biotype_id)
         run.head.eval()
         self.live = _Differentiable(store, embedder) if config.method == "gradient" else None
 
@@ -131,12 +133,12 @@ class Explainer:
         for part in self.parts(locus):
             read = self.store.genome.codes(*part.read)
             live = live_bins(self.embedder, self.store.tiling, part.window, read, part.bins)
-            (reference,) = self._logits(live.reference()[np.newaxis])
+            (reference,) = self._logits(live.reference()[np.newaxis], part)
             positions = places + locus.start - part.read.start
             logits = np.tile(reference, (len(places), 1))
             # a window that does not read a base says the same whatever stands there
             reads = np.flatnonzero((positions >= 0) & (positions < len(read)))
-            changed = [self._logits(bins) for bins in live.changed(positions[reads], letters[reads])]
+            changed = [self._logits(bins, part) for bins in live.changed(positions[reads], letters[reads])]
             if changed:
                 logits[reads] = np.concatenate(changed)
             before.append(reference)
@@ -147,11 +149,15 @@ class Explainer:
         values[places, letters] = over(np.concatenate(after, axis=1), axis=1)
         return values, score
 
-    def _logits(self, dna: Float32[np.ndarray, "b k d"]) -> Float32[np.ndarray, "b k"]:
+    def _logits(self, dna: Float32[np.ndarray, "b k d"], part: _Part) -> Float32[np.ndarray, "b k"]:
         rows = torch.from_numpy(dna.reshape(-1, dna.shape[-1])).to(self.run.source.device)
         with torch.inference_mode():
-            scores = self.run.head.score_pairs(rows, self.pairs)[:, 0]
+            scores = self.cells.logits(rows, self.pairs, np.tile(self._places(part), len(dna)))[:, 0]
         return scores.float().cpu().numpy().reshape(dna.shape[:2])
+
+    def _places(self, part: _Part) -> Int64[np.ndarray, " k"]:
+        """Return where the bins of a part are in the genome."""
+        return part.window * self.store.grid.n_bins + np.asarray(part.bins, dtype=np.int64)
 
     def _gradient(self, locus: Locus, codes: UInt8[np.ndarray, " n"]) -> tuple[Float32[np.ndarray, "n 4"], float]:
         """Return the slope of the score along each letter of each base, and the score."""
@@ -161,7 +167,7 @@ class Explainer:
             sequence = self.live.sequence(self.store.genome.codes(*part.read))
             dna = self.live.bins(sequence, part.bins).to(self.run.source.device)
             inputs.append(sequence)
-            logits.append(self.run.head.score_pairs(dna, self.pairs)[:, 0])
+            logits.append(self.cells.logits(dna, self.pairs, self._places(part))[:, 0])
         every = torch.cat(logits)
         score = every.max() if self.config.over == "max" else every.mean()
         values = np.zeros((len(codes), N_LETTERS), dtype=np.float64)

@@ -54,6 +54,8 @@ class EncodedPairs(NamedTuple):
     pairs: Pairs
     new_factors: tuple[str, ...]
     """Whose protein was embedded now."""
+    biotype_id: int | None
+    """None of cells that only a text describes."""
 
 
 class _Protein(NamedTuple):
@@ -73,7 +75,7 @@ def encode_asked(store: Store, run: LoadedRun, asked: Asked) -> EncodedPairs:
     """
     if not asked.factors:
         raise ConfigError("no factor is named", where="factors", fix="name one: --factor SOX2")
-    biotype, context = _context(store, run, asked)
+    biotype, biotype_id, context = _context(store, run, asked)
     stored = _stored_factors(store, run)
     new = _new_proteins(store, run, asked, stored)
     reader = FactorProteins(store, run.arrays.proteins)
@@ -89,7 +91,7 @@ def encode_asked(store: Store, run: LoadedRun, asked: Asked) -> EncodedPairs:
         with torch.inference_mode():
             parts.append(run.head.encode(to_torch(_batch(proteins, context), run.source.device)))
     pairs = run.head.join(parts)
-    return EncodedPairs(tuple((name, biotype) for name in asked.factors), pairs, tuple(sorted(new)))
+    return EncodedPairs(tuple((name, biotype) for name in asked.factors), pairs, tuple(sorted(new)), biotype_id)
 
 
 def _batch(proteins: Sequence[_Protein], context: Float32[np.ndarray, " t"]) -> Batch[np.ndarray]:
@@ -165,15 +167,15 @@ def _sequences(asked: Asked) -> dict[str, list[str]]:
     return {asked.factors[0]: subunits}
 
 
-def _context(store: Store, run: LoadedRun, asked: Asked) -> tuple[str, Float32[np.ndarray, " t"]]:
-    """Return the name and the embedding of the asked context."""
+def _context(store: Store, run: LoadedRun, asked: Asked) -> tuple[str, int | None, Float32[np.ndarray, " t"]]:
+    """Return the name, the biotype's id and the embedding of the asked context."""
     with store.reader() as catalog:
         rows = catalog.rows("SELECT biotype, biotype_id FROM data.biotypes ORDER BY biotype")
     known = {str(name): int(key) for name, key in rows}
     if asked.context is not None:
         embedder = _model(store, run.arrays.contexts, "contexts", asked.models)
         values = np.asarray(embedder.embed([asked.context]).values[0], dtype=np.float32)
-        return asked.biotype or "context", values
+        return asked.biotype or "context", None, values
     biotype = asked.biotype if asked.biotype is not None or len(known) != 1 else next(iter(known))
     if biotype not in known:
         close = near_miss(biotype or "", list(known))
@@ -181,7 +183,7 @@ def _context(store: Store, run: LoadedRun, asked: Asked) -> tuple[str, Float32[n
         fix = f"did you mean {close}?" if close else "name one with --biotype, or describe it with --context TEXT"
         raise ConfigError(what, where="--biotype", fix=fix)
     ids = np.array([known[biotype]], dtype=np.int64)
-    return biotype, np.asarray(store.contexts(run.arrays.contexts, ids)[0], dtype=np.float32)
+    return biotype, known[biotype], np.asarray(store.contexts(run.arrays.contexts, ids)[0], dtype=np.float32)
 
 
 def _model(store: Store, array_name: str, kind: str, models: Mapping[str, str]) -> Any:

@@ -23,7 +23,7 @@ from tfbind_store.store.folder import Store
 from tfbind_store.training.material import gather_material
 
 FILE_NAME = "calibration.json"
-GATED_FILE_NAME = "calibration_signal.json"
+GATED_FILE_NAME, UNSIGNALLED_FILE_NAME = "calibration_signal.json", "calibration_no_signal.json"
 FORMAT = 1
 Method = Literal["isotonic", "platt"]
 MAX_CELLS = 20_000_000
@@ -94,6 +94,8 @@ def calibrate(store: Store, run: LoadedRun, *, method: Method = "isotonic", gate
     digest = hashlib.sha256((path / HEAD_FILE).read_bytes()).hexdigest()
     if gate is not None:
         digest = hashlib.sha256(f"{digest} {gate.sha256}".encode()).hexdigest()
+    if run.head.signal is not None and run.source.signals is None:  # scored as if there were no signals
+        file, digest = path / UNSIGNALLED_FILE_NAME, hashlib.sha256(f"{digest} no signal".encode()).hexdigest()
     stored = _read(file)
     if stored is not None and (stored.head_sha256, stored.method) == (digest, method):
         return stored

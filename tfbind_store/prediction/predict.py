@@ -30,11 +30,10 @@ from tfbind_store.ingest.loci import read_loci
 from tfbind_store.loci import Locus
 from tfbind_store.prediction.asked_pairs import Asked, EncodedPairs, encode_asked
 from tfbind_store.prediction.calibration import Calibration, Method, calibrate
+from tfbind_store.prediction.cells import Cells
 from tfbind_store.prediction.files import Track, bins_of_loci, write_bigwig, write_peaks
 from tfbind_store.prediction.parts import Parts
 from tfbind_store.scoring.bins import LoadedRun, load_run
-from tfbind_store.scoring.gate import Gate, open_gate
-from tfbind_store.scoring.signals import HALF_WIDTHS, GenomeSignal
 from tfbind_store.store.folder import Store
 
 _log = logging.getLogger(__name__)
@@ -65,7 +64,7 @@ class PredictConfig:
     device: str = "cpu"
     """Where the head runs."""
     signal: Path | None = None
-    """bigWig of the asked cells, for a run with a signal gate; without it the biotype's stored signal is taken."""
+    """bigWig of the asked cells, for a run that reads signals; without it the biotype's stored signal is taken."""
 
 
 class Prediction(NamedTuple):
@@ -100,55 +99,17 @@ def predict(store: Store, run_name: str, config: PredictConfig) -> Prediction:
     encoded = encode_asked(store, run, config.asked)
     loci = read_loci(store, config.loci) if config.loci is not None else None
     windows, n_missing = _windows(store, run, config, loci)
-    gate = _gate(store, run_name, config)
+    cells = Cells(store, run, encoded.biotype_id, bigwig=config.signal, folder=config.out[0].absolute().parent)
     needs_calibration = not config.raw or bool(kinds & {"bed", "narrowpeak"})
-    calibration = calibrate(store, run, method=config.method, gate=gate and gate.gate) if needs_calibration else None
+    calibration = calibrate(store, run, method=config.method, gate=cells.gate) if needs_calibration else None
     if calibration is not None and kinds & {"bed", "narrowpeak"}:
         calibration.cutoff(config.fdr)  # refused now rather than after the scoring
     parts = Parts(_parts_folder(config.out[0]), store.tiling, windows, len(encoded.names))
-    n_before = parts.begin(_plan(store, run, encoded, windows, gate))
-    scored = _score(store, run, encoded, parts, gate)
+    n_before = parts.begin(_plan(store, run, encoded, windows, cells))
+    scored = _score(store, run, encoded, parts, cells)
     files, n_peaks = _write(store, config, encoded, parts, calibration, loci)
     parts.remove()
     return Prediction(encoded.names, files, scored, n_missing, n_peaks, encoded.new_factors, n_before > 0)
-
-
-class _Gated(NamedTuple):
-    """A gate with the signal of the asked cells."""
-
-    gate: Gate
-    signal: GenomeSignal | None
-    """None where these cells have none."""
-
-    def apply(self, scores: Float32[np.ndarray, "k p"], bins: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, "k p"]:
-        """Return the gated logits of bins."""
-        shape = (len(bins), len(HALF_WIDTHS))
-        numbers = np.full(shape, np.nan, dtype=np.float32) if self.signal is None else self.signal.at(bins)
-        return self.gate.gated(scores, numbers[:, np.newaxis], np.zeros(scores.shape[1], dtype=np.int64))
-
-    @property
-    def digest(self) -> str:
-        """Says which gate and which signal."""
-        return f"{self.gate.sha256} {'none' if self.signal is None else self.signal.digest}"
-
-
-def _gate(store: Store, run_name: str, config: PredictConfig) -> _Gated | None:
-    """Return a run's gate with a signal: of the bigWig that was given, else the biotype's own, else none."""
-    gate = open_gate(store, run_name)
-    if gate is None:
-        if config.signal is not None:
-            fix = f"train one: tfbind train-signal {store.run_dir(run_name)}"
-            raise ConfigError("the run has no signal gate", where="--signal", fix=fix)
-        return None
-    if config.signal is not None:
-        return _Gated(gate, gate.signals.of_bigwig(config.signal, config.out[0].absolute().parent))
-    if config.asked.context is not None:
-        return _Gated(gate, None)
-    with store.reader() as catalog:
-        rows = catalog.rows("SELECT biotype, biotype_id FROM data.biotypes")
-    known = {str(name): int(key) for name, key in rows}
-    biotype = known.get(config.asked.biotype or next(iter(known)), -1)
-    return _Gated(gate, gate.signals.of(biotype) if biotype in gate.signals.rows else None)
 
 
 def _kinds(config: PredictConfig) -> set[str]:
@@ -170,14 +131,13 @@ def _parts_folder(out: Path) -> Path:
 
 
 def _plan(
-    store: Store, run: LoadedRun, encoded: EncodedPairs, windows: Int64[np.ndarray, " w"], gate: _Gated | None
+    store: Store, run: LoadedRun, encoded: EncodedPairs, windows: Int64[np.ndarray, " w"], cells: Cells
 ) -> dict[str, Any]:
     """Return what decides every score, so that parts of another prediction are never taken for this one's."""
     digest = hashlib.sha256()
     for tensor in (*encoded.pairs, *run.head.state_dict().values()):
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    if gate is not None:
-        digest.update(gate.digest.encode())
+    digest.update(cells.digest.encode())
     array = store.array(run.arrays.windows)
     return {
         "array": array.spec.fingerprint,
@@ -218,7 +178,7 @@ def _columns(store: Store, loci: Sequence[Locus]) -> tuple[Int64[np.ndarray, " n
     return tuple(np.array(column, dtype=np.int64) for column in zip(*rows, strict=True))
 
 
-def _score(store: Store, run: LoadedRun, encoded: EncodedPairs, parts: Parts, gate: _Gated | None) -> int:
+def _score(store: Store, run: LoadedRun, encoded: EncodedPairs, parts: Parts, cells: Cells) -> int:
     """Score what is not there yet; return the bins that have a score, of each pair."""
     array = store.array(run.arrays.windows)
     read = BinReader(array, run.source.device)
@@ -229,10 +189,8 @@ def _score(store: Store, run: LoadedRun, encoded: EncodedPairs, parts: Parts, ga
     def scorer(windows: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, "p bins"]:
         bins = (windows[:, None] * n_bins + offsets).reshape(-1)
         with torch.inference_mode():
-            scores = run.head.score_pairs(read(bins), encoded.pairs).float().cpu().numpy()
+            scores = cells.logits(read(bins), encoded.pairs, bins).float().cpu().numpy()
         array.let_go()
-        if gate is not None:
-            scores = gate.apply(scores, bins)
         bar.update(len(windows))
         return np.ascontiguousarray(scores.T)
 

@@ -37,6 +37,7 @@ from tfbind_store.precompute.as_read import embedder_as_read
 from tfbind_store.precompute.embedder import Codes, WindowEmbedder
 from tfbind_store.precompute.versions import embed_versions, remembering
 from tfbind_store.prediction.asked_pairs import Asked, EncodedPairs, encode_asked
+from tfbind_store.prediction.cells import Cells
 from tfbind_store.prediction.vcf import Variant, VcfRow, read_vcf
 from tfbind_store.scoring.bins import LoadedRun, load_run
 from tfbind_store.store.folder import Store
@@ -121,6 +122,7 @@ class VariantScorer:
         twin = remembering(embedder)
         self.embedder, self._together = twin or embedder, twin is not None
         self._reference: tuple[int, Float16[Tensor, "n d"]] | None = None
+        self._cells = Cells(store, run, encoded.biotype_id)
         run.head.eval()
 
     def score(self, variants: Sequence[Variant]) -> list[VariantScore]:
@@ -158,7 +160,7 @@ class VariantScorer:
         for (variant, _), alt in zip(group, bins, strict=True):
             own, beyond = self._bins(window, variant.start, len(variant.ref))
             other, beyond_alt = self._bins(window, variant.start, len(variant.alt))
-            logits = self._best(self._reference[1], own), self._best(alt, other)
+            logits = self._best(window, self._reference[1], own), self._best(window, alt, other)
             scores.append(VariantScore(variant, *logits, max(beyond, beyond_alt), ""))
         return scores
 
@@ -181,9 +183,13 @@ class VariantScorer:
     def _codes(self, locus: Locus) -> UInt8[np.ndarray, " bp"]:
         return self.store.genome.codes(locus.chrom, locus.start, locus.end)
 
-    def _best(self, dna: Float16[Tensor, "n d"], bins: Int64[np.ndarray, " k"]) -> Float32[np.ndarray, " p"]:
+    def _best(
+        self, window: int, dna: Float16[Tensor, "n d"], bins: Int64[np.ndarray, " k"]
+    ) -> Float32[np.ndarray, " p"]:
+        """Return the highest logit of some bins; the cells' signal is as it is, whatever the allele."""
+        there = window * self.store.grid.n_bins + bins
         with torch.inference_mode():
-            logits = self.run.head.score_pairs(dna[int(bins[0]) : int(bins[-1]) + 1], self.encoded.pairs)
+            logits = self._cells.logits(dna[int(bins[0]) : int(bins[-1]) + 1], self.encoded.pairs, there)
             best: Float32[np.ndarray, " p"] = logits.float().amax(dim=0).cpu().numpy()
         return best
 

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
-from tfbind_store.errors import MissingWindow
+from tfbind_store.errors import CheckpointError, MissingWindow
 from tfbind_store.feeding.bins import BinReader
 from tfbind_store.feeding.feed import PairSource
 from tfbind_store.heads import CheckpointHeader, Head, load_checkpoint
 from tfbind_store.heads.checkpoint import read_header
 from tfbind_store.query.loader import Arrays
+from tfbind_store.scoring.signals import Signals
 from tfbind_store.store.folder import Store
 
 HEAD_FILE = "head.safetensors"
@@ -57,7 +58,25 @@ def load_run(store: Store, run_name: str, *, device: torch.device | None = None)
     expected = {kind: store.array(name).spec.fingerprint for kind, name in arrays._asdict().items()}
     head, header = load_checkpoint(path, expected_arrays=expected)
     source = PairSource(store, arrays, device)
+    source.signals = signals_of(store, header, where=run_name)
     return LoadedRun(run_name, head.to(source.device), header, arrays, source)
+
+
+def signals_of(store: Store, header: CheckpointHeader, *, where: str) -> Signals | None:
+    """Return the signals that a head reads; None where it reads none.
+
+    Raises
+    ------
+    CheckpointError
+        If the store's are of other files' kind, or binned otherwise, than those it was trained on.
+    """
+    if not header.signals:
+        return None
+    name = header.signals["name"]
+    if store.array(name).spec.fingerprint != header.signals["fingerprint"]:
+        fix = "import signals as before, or train the head again"
+        raise CheckpointError(f"{name} was binned otherwise than when the head was trained", where=where, fix=fix)
+    return Signals(store, name)
 
 
 def score_bins(
@@ -69,7 +88,7 @@ def score_bins(
     *,
     block_bins: int = BLOCK_BINS,
 ) -> Iterator[ScoreBlock]:
-    """Yield the scores of bins, in their order, with pair i = factor i in biotype i.
+    """Yield the scores of bins, in their order, with pair i = factor i in biotype i, and its signal where one is read.
 
     Raises
     ------
@@ -83,8 +102,9 @@ def score_bins(
     try:
         for at in range(0, len(bins), block_bins):
             part = bins[at : at + block_bins]
+            signal = source.signal(biotype_ids, part) if head.signal is not None else None
             with torch.inference_mode():
-                yield ScoreBlock(part, head.score_pairs(read(part), pairs).float().cpu().numpy())
+                yield ScoreBlock(part, head.score_pairs(read(part), pairs, signal=signal).float().cpu().numpy())
     finally:
         head.train(was_training)
 

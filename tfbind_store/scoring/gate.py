@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32, Int64
 
 from tfbind_store.errors import CheckpointError
-from tfbind_store.heads.signal import SignalGate, load_gate, trained_on
+from tfbind_store.heads.signal_gate import SignalGate, load_gate, trained_on
 from tfbind_store.scoring.bins import HEAD_FILE, LoadedRun, score_bins
 from tfbind_store.scoring.signals import Signals
 from tfbind_store.store.folder import Store
@@ -67,6 +67,12 @@ def open_gate(store: Store, run_name: str) -> Gate | None:
         fix = f"train the gate again: tfbind train-signal {store.run_dir(run_name)}"
         raise CheckpointError("the signal gate is of another head than the run has now", where=run_name, fix=fix)
     return Gate(load_gate(path), Signals(store, signals), hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def has_gate(store: Store, run_name: str) -> bool:
+    """Tell whether a run has a gate, of the head that it has now."""
+    path = store.run_dir(run_name) / FILE_NAME
+    return path.exists() and trained_on(path)[1] == head_digest(store, run_name)
 
 
 def head_digest(store: Store, run_name: str) -> str:

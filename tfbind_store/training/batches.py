@@ -12,13 +12,14 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from tfbind_store.batch import Batch
-from tfbind_store.feeding.feed import DenseBatch, DenseFeed, to_torch
+from tfbind_store.feeding.feed import DenseBatch, DenseFeed, SignalReader, to_torch
 from tfbind_store.learning.processes import Processes
 from tfbind_store.query.loader import Loader
+from tfbind_store.query.selection import Selection
 from tfbind_store.store.folder import Store
 
 AnyBatch = DenseBatch | Batch[Tensor]
@@ -52,11 +53,37 @@ class DenseSource:
             step += 1
 
 
+class RowSignals:
+    """The signal of each row's biotype in its bins, for the training rows of a selection."""
+
+    def __init__(self, store: Store, selection: Selection, signals: SignalReader) -> None:
+        table = selection.columns("train", names=("row", "window", "bin", "context", "label"))
+        row, self._n_bins, self._signals = table["row"].astype(np.int64), table["label"].shape[1], signals
+        n_rows = int(row.max()) + 1 if len(row) else 0
+        self._first, self._biotype = np.zeros((2, n_rows), dtype=np.int64)
+        self._first[row] = table["window"].astype(np.int64) * store.grid.n_bins + table["bin"]
+        self._biotype[row] = table["context"]
+
+    def of(self, rows: Int64[np.ndarray, " b"]) -> Float32[np.ndarray, "b n s"]:
+        """Return the signal of rows; NaN where there is none."""
+        bins = self._first[rows][:, None] + np.arange(self._n_bins)
+        parts: dict[int, np.ndarray] = {
+            int(biotype): np.flatnonzero(self._biotype[rows] == biotype) for biotype in np.unique(self._biotype[rows])
+        }
+        found = {one: self._signals.at([one], bins[own].reshape(-1))[:, 0] for one, own in parts.items()}
+        out = np.empty((*bins.shape, next(iter(found.values())).shape[-1]), dtype=np.float32)
+        for one, own in parts.items():
+            out[own] = found[one].reshape(len(own), self._n_bins, -1)
+        return out
+
+
 class RowSource:
     """The selection's rows, epoch after epoch."""
 
-    def __init__(self, loader: Loader, device: torch.device, processes: Processes) -> None:
-        self.loader, self.device, self.processes = loader, device, processes
+    def __init__(
+        self, loader: Loader, device: torch.device, processes: Processes, signals: RowSignals | None = None
+    ) -> None:
+        self.loader, self.device, self.processes, self.signals = loader, device, processes, signals
 
     def batches(self, step: int, cursor: Mapping[str, Any]) -> Iterator[Numbered]:
         """Yield batches without end, beginning at the cursor.
@@ -73,6 +100,8 @@ class RowSource:
         share = (self.processes.rank, self.processes.world)
         while True:
             for seen, batch in self.loader.epoch(epoch, first_row=first, share=share):
+                if self.signals is not None:
+                    batch = batch._replace(signal=self.signals.of(batch.rows))
                 yield Numbered({**identity, "epoch": epoch, "row": seen}, to_torch(batch, self.device))
             epoch, first = epoch + 1, 0
 
@@ -85,7 +114,8 @@ def pieces(batch: AnyBatch, n: int) -> list[AnyBatch]:
 
 def _piece(batch: AnyBatch, part: slice) -> AnyBatch:
     if isinstance(batch, DenseBatch):
-        return batch._replace(dna=batch.dna[part], labels=batch.labels[part], bins=batch.bins[part])
+        signal = None if batch.signal is None else batch.signal._replace(values=batch.signal.values[part])
+        return batch._replace(dna=batch.dna[part], labels=batch.labels[part], bins=batch.bins[part], signal=signal)
     return batch._replace(
         dna=batch.dna[part],
         factor_index=batch.factor_index[part],

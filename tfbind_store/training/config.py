@@ -27,6 +27,9 @@ class TrainConfig:
     """Array of context embeddings; default the store's only one."""
     pairing: Literal["dense", "rows"] = "dense"
     """Bins against many experiments at once, or the selection's rows."""
+    signals: Literal["head", "gate", "none"] = "head"
+    """How signals that the selection declares are read: in the head, where it can (adapter, two_tower), else by a gate
+    that is trained after it."""
     steps: int = 1500
     """Optimizer steps."""
     minutes: float | None = None

@@ -18,8 +18,10 @@ import numpy as np
 from tfbind_store.errors import SelectionError
 from tfbind_store.heads import read_header
 from tfbind_store.query.selection import Selection
+from tfbind_store.scoring.gate import has_gate
 from tfbind_store.store.folder import Store
 from tfbind_store.training.config import TrainConfig
+from tfbind_store.training.signal_training import train_declared_gate, validate_gated
 from tfbind_store.training.train import HEAD_FILE, is_finished, train_head
 
 _log = logging.getLogger(__name__)
@@ -104,6 +106,13 @@ def _one(store: Store, selection_name: str, config: TrainConfig, run_name: str, 
         _log.info("%s: finished before", run_name)
         found = read_header(store.run_dir(run_name) / HEAD_FILE).metrics
         metrics = {name: math.nan if value is None else float(value) for name, value in found.items()}
-        return FoldRun(selection_name, run_name, metrics, True)
+        return FoldRun(selection_name, run_name, metrics | _gated(store, run_name), True)
     result = train_head(store, selection_name, config, run_name, overwrite=overwrite)
-    return FoldRun(selection_name, run_name, result.metrics, False)
+    return FoldRun(selection_name, run_name, result.metrics | _gated(store, run_name), False)
+
+
+def _gated(store: Store, run_name: str) -> dict[str, float]:
+    """Return validation with the gate that signals of the selection need, trained if it is not there; empty if none."""
+    if not has_gate(store, run_name) and train_declared_gate(store, run_name) is None:
+        return {}
+    return validate_gated(store, run_name)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -19,7 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from tfbind_store.batch import Batch
 from tfbind_store.feeding.feed import DenseBatch
 from tfbind_store.heads import Head, LossConfig, cell_losses
+from tfbind_store.heads.base import Pairs
 from tfbind_store.heads.filip import FilipHead
+from tfbind_store.heads.signal import Signal
 from tfbind_store.training.batches import AnyBatch, pieces
 from tfbind_store.training.strengths import Strengths
 
@@ -52,15 +53,18 @@ class HeadLoss(nn.Module):
 
     def _dense_logits(self, batch: DenseBatch) -> Float[Tensor, "k p"]:
         if not self.checkpointing:
-            return self.head.score_pairs(batch.dna, self.head.encode(batch.pairs), max_cells=batch.labels.numel())
+            pairs, cells = self.head.encode(batch.pairs), batch.labels.numel()
+            return self.head.score_pairs(batch.dna, pairs, max_cells=cells, signal=batch.signal)
         pairs = self._twice(self.head.encode, batch.pairs)
-        grouped = tuple(tensor.unsqueeze(0) for tensor in pairs)
-        rows = max(1, CELLS_AT_ONCE // max(1, batch.labels.shape[1]))
-        parts = [self._twice(self._meet, part, grouped)[0] for part in torch.split(batch.dna, rows)]
-        return torch.cat(parts)
+        parts = pieces(batch, -(-batch.labels.numel() // CELLS_AT_ONCE))
+        logits = batch.labels.new_zeros(batch.labels.shape)
+        for place, part in enumerate(parts):
+            assert isinstance(part, DenseBatch)
+            logits[place :: len(parts)] = self._twice(self._meet, part.dna, pairs, part.signal).float()
+        return logits
 
-    def _meet(self, dna: Float[Tensor, "k d"], grouped: tuple[Tensor, ...]) -> Float[Tensor, "one k p"]:
-        return self.head.interact(self.head.encode_dna(dna).unsqueeze(0), grouped)
+    def _meet(self, dna: Float[Tensor, "k d"], pairs: Pairs, signal: Signal | None) -> Float[Tensor, "k p"]:
+        return self.head.score_pairs(dna, pairs, max_cells=len(dna) * len(pairs[0]), signal=signal)
 
     def _row_losses(self, batch: Batch[Tensor]) -> Float[Tensor, "b n"]:
         if not self.checkpointing:

@@ -32,6 +32,7 @@ from tfbind_store.durable import publish, sole_owner, typed_errors
 from tfbind_store.errors import ConfigError, TrainingError
 from tfbind_store.feeding.feed import DenseFeed, choose_arrays, prefetch
 from tfbind_store.heads import CheckpointHeader, Geometry, Head, header_for, make_head, save_checkpoint
+from tfbind_store.heads.base import reads_signals
 from tfbind_store.heads.filip import FilipHead
 from tfbind_store.learning.average import Average
 from tfbind_store.learning.optimiser import adamw, clip, set_rate, trainable
@@ -42,8 +43,18 @@ from tfbind_store.learning.state import optimizer_tensors, put_back, read_state,
 from tfbind_store.precompute.weights import pick_device
 from tfbind_store.query.loader import Loader
 from tfbind_store.query.selection import Selection
+from tfbind_store.scoring.signals import HALF_WIDTHS, Signals
 from tfbind_store.store.folder import Store
-from tfbind_store.training.batches import AnyBatch, BatchSource, DenseSource, Numbered, RowSource, culprits, pieces
+from tfbind_store.training.batches import (
+    AnyBatch,
+    BatchSource,
+    DenseSource,
+    Numbered,
+    RowSignals,
+    RowSource,
+    culprits,
+    pieces,
+)
 from tfbind_store.training.config import TrainConfig
 from tfbind_store.training.loss import HeadLoss, labelled_weight
 from tfbind_store.training.material import Material, gather_material, validate
@@ -229,6 +240,8 @@ class TrainingRun:
             material.source, material.truth, material.training, material.train_bins,
             config.bins_per_step, config.pairs_per_step, config.bound_share, config.seed, config.balance,
         )  # fmt: skip
+        self.signals = self._signals(head)
+        material.source.signals = self.signals
         self.source = self._make_source()
         torch.manual_seed(config.seed)
         self.head = self._make_head() if head is None else self._taken(head)
@@ -262,13 +275,25 @@ class TrainingRun:
             material.store, material.selection, "train",
             arrays=material.arrays, batch_size=config.batch_rows, seed=config.seed, balance=config.balance,
         )  # fmt: skip
-        return RowSource(loader, self.device, self.processes)
+        signals = None if self.signals is None else RowSignals(material.store, material.selection, self.signals)
+        return RowSource(loader, self.device, self.processes, signals)
+
+    def _signals(self, head: Head | None) -> Signals | None:
+        """Return the signals that the head is to read, where the selection declares some and it can."""
+        name, store = self.material.selection.config.signals, self.material.store
+        can = reads_signals(self.config.head) if head is None else head.signal is not None
+        if not name or self.config.signals != "head" or not can:
+            return None
+        return Signals(store, store.array_name_for("signals", name))
 
     def _make_head(self) -> Head:
         store, arrays = self.material.store, self.material.arrays
         geometry = Geometry(*(store.array(name).shape[-1] for name in arrays))
+        options = dict(self.config.options)
+        if self.signals is not None:
+            options["signal_scales"] = len(HALF_WIDTHS)
         try:
-            head = make_head(self.config.head, geometry, self.config.options)
+            head = make_head(self.config.head, geometry, options)
         except TypeError as error:  # an unknown option, with the nearest known one
             raise ConfigError(str(error), where="options", fix="--set options.NAME=VALUE with one of these") from error
         head.fit_scaling(self.feed.scaling(), prevalence=self.feed.prevalence)
@@ -409,6 +434,12 @@ class TrainingRun:
         }
         write_state(path or self.path / STATE_FILE, asdict(self.state), groups)
 
+    def _signals_said(self) -> dict[str, str]:
+        if self.signals is None:
+            return {}
+        name = self.signals.array_name
+        return {"name": name, "fingerprint": self.material.store.array(name).spec.fingerprint}
+
     def _header(self, looked: Mapping[str, float]) -> CheckpointHeader:
         material, store = self.material, self.material.store
         specs = {kind: store.array(name).spec for kind, name in material.arrays._asdict().items()}
@@ -417,6 +448,7 @@ class TrainingRun:
         return header_for(
             self.head,
             arrays={kind: {"name": names[kind], "fingerprint": spec.fingerprint} for kind, spec in specs.items()},
+            signals=self._signals_said(),
             genome=store.meta.genome,
             selection={**selection.info, "name": selection.name},
             trained_on={key: selection.trained_on[key] for key in ("factors", "chromosomes", "biotypes")},

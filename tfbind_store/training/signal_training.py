@@ -15,15 +15,17 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
+from tfbind_store.config import from_mapping
 from tfbind_store.errors import ConfigError, SelectionError
 from tfbind_store.feeding.feed import DenseFeed
-from tfbind_store.heads.signal import SignalGate, save_gate
+from tfbind_store.heads import LossConfig
+from tfbind_store.heads.signal_gate import SignalGate, save_gate
 from tfbind_store.query.selection import Selection
-from tfbind_store.scoring.bins import load_run
-from tfbind_store.scoring.gate import FILE_NAME, head_digest
+from tfbind_store.scoring.bins import LoadedRun, load_run, score_bins
+from tfbind_store.scoring.gate import FILE_NAME, head_digest, open_gate
 from tfbind_store.scoring.signals import HALF_WIDTHS, Signals
 from tfbind_store.store.folder import Store
-from tfbind_store.training.material import gather_material
+from tfbind_store.training.material import Material, gather_material, judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +61,20 @@ def train_gate(store: Store, run_name: str, config: SignalConfig | None = None) 
 
     Raises
     ------
+    ConfigError
+        If the head reads signals itself.
     SelectionError
         If no training biotype has a signal.
     """
     config = config or SignalConfig()
     run = load_run(store, run_name)
+    if run.head.signal is not None:
+        fix = "nothing is needed; a head without: tfbind train --set signals=gate"
+        raise ConfigError("the head reads signals itself", where=run_name, fix=fix)
     selection = Selection.open(store, str(run.header.selection.get("name", "")))
     name = config.signals or selection.config.signals or "signals"
     signals = Signals(store, store.array_name_for("signals", name))
-    how = run.header.train
-    material = gather_material(
-        store, selection, run.arrays, device=run.source.device, max_valid_bins=1,
-        permute_seed=int(how["seed"]) if how.get("permute_labels") else None,
-    )  # fmt: skip
+    material = _material(store, run, selection, max_valid_bins=1)
     biotype_of = dict(zip(material.training.experiment_id.tolist(), material.training.biotype_id.tolist(), strict=True))
     n_with = len(set(biotype_of.values()) & signals.rows.keys())
     if not n_with:
@@ -106,6 +109,30 @@ def train_gate(store: Store, run_name: str, config: SignalConfig | None = None) 
 
 
 def train_declared_gate(store: Store, run_name: str) -> SignalResult | None:
-    """Train the gate of a run whose selection declares signals; None where it declares none."""
-    selection = Selection.open(store, str(load_run(store, run_name).header.selection.get("name", "")))
-    return train_gate(store, run_name) if selection.config.signals else None
+    """Train the gate of a run whose selection declares signals that its head does not read; None if it needs none."""
+    run = load_run(store, run_name)
+    selection = Selection.open(store, str(run.header.selection.get("name", "")))
+    is_wanted = selection.config.signals and run.header.train.get("signals") != "none"
+    return train_gate(store, run_name) if is_wanted and run.head.signal is None else None
+
+
+def validate_gated(store: Store, run_name: str) -> dict[str, float]:
+    """Return what `training.material.validate` says of a run, with its gate; empty without validation or gate."""
+    run, gate = load_run(store, run_name), open_gate(store, run_name)
+    selection = Selection.open(store, str(run.header.selection.get("name", "")))
+    valid = _material(store, run, selection, max_valid_bins=int(run.header.train["max_valid_bins"])).valid
+    if gate is None or valid is None or not len(valid.bins):
+        return {}
+    pairs = valid.experiments
+    blocks = score_bins(run.head, run.source, pairs.factor_id, pairs.biotype_id, valid.bins)
+    scores = np.concatenate([gate.apply(block.scores, pairs.biotype_id, block.global_bins) for block in blocks])
+    return judge(valid, scores, from_mapping(LossConfig, run.header.train["loss"], where="loss"))
+
+
+def _material(store: Store, run: LoadedRun, selection: Selection, *, max_valid_bins: int) -> Material:
+    """Return what the run itself was trained and validated on."""
+    how = run.header.train
+    return gather_material(
+        store, selection, run.arrays, device=run.source.device, max_valid_bins=max_valid_bins,
+        permute_seed=int(how["seed"]) if how.get("permute_labels") else None,
+    )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyBigWig
@@ -16,7 +17,7 @@ from tests.query.world import World
 from tfbind_store.errors import CheckpointError, ConfigError, SelectionError, StoreMissing
 from tfbind_store.evaluation.evaluate import EvaluateConfig, evaluate_run
 from tfbind_store.heads import load_checkpoint, save_checkpoint
-from tfbind_store.heads.signal import SignalGate, load_gate, save_gate
+from tfbind_store.heads.signal_gate import SignalGate, load_gate, save_gate
 from tfbind_store.ingest import import_signals
 from tfbind_store.loci import Grid, Tiling
 from tfbind_store.metrics.ranking import score_binary
@@ -26,22 +27,29 @@ from tfbind_store.precompute.rows import embed_contexts, embed_factors
 from tfbind_store.precompute.run import embed_windows
 from tfbind_store.prediction.asked_pairs import Asked
 from tfbind_store.prediction.predict import PredictConfig, predict
-from tfbind_store.prediction.signal_training import SignalConfig, train_declared_gate, train_gate
 from tfbind_store.query.selection import Selection, SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
 from tfbind_store.scoring.bins import load_run, score_bins
 from tfbind_store.scoring.gate import open_gate, score_with_signal
 from tfbind_store.scoring.signals import HALF_WIDTHS, GenomeSignal, Signals
 from tfbind_store.store.folder import Store
+from tfbind_store.training.folds import cross_validate, fold_names
+from tfbind_store.training.signal_training import SignalConfig, train_declared_gate, train_gate, validate_gated
 from tfbind_store.training.train import TrainConfig, train_head
 
 CELLS = ("cellA", "cellB", "cellC", "cellD")
 OPTIONS = {"width": 16, "filip_heads": 4, "filip_dim": 4, "tower_dim": 8, "n_queries": 3}
+CONFIG = TrainConfig(steps=200, options=OPTIONS, bins_per_step=128, pairs_per_step=8, device="cpu", lr=5e-3)
+TOWER = {"width": 16, "n_queries": 3, "latents": 4, "latent_dim": 4}
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    folder = tmp_path_factory.mktemp("open")
+    return make_open(tmp_path_factory.mktemp("open"))
+
+
+def make_open(folder: Path, *, shy: tuple[str, ...] = ()) -> Store:
+    """A store with cell types whose factors bind open motifs only, but for shy families, which bind closed ones."""
     chroms, sites = planted_genome(3)
     world = World(folder, chroms, Grid(window_bp=N_BINS * BIN_BP, n_bins=N_BINS, bin_bp=BIN_BP))
     source = world.source()
@@ -55,7 +63,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
                 (chrom, start, start + 10, start, 100.0)
                 for chrom, families in sites.items()
                 for start in families[factor[:2]]
-                if opened[cell][chrom][start // (8 * BIN_BP)]
+                if opened[cell][chrom][start // (8 * BIN_BP)] != (factor[:2] in shy)
             ]
             world.experiment(f"E{cell[-1]}.{factor}.{cell}", peaks, source=source)
     made = world.write()
@@ -75,12 +83,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     embed_contexts(made, make_text_embedder("hashed"))
     split = SplitConfig(valid_chroms=("chr3",), test_chroms=("chr4",), hold_out={"biotype": ["cellC"]})
     make_selection(made, "all", SelectionConfig(n_bins=4, margin_bp=0, split=split, signals="signals"))
-    config = TrainConfig(steps=200, options=OPTIONS, bins_per_step=128, pairs_per_step=8, device="cpu", lr=5e-3)
-    train_head(made, "all", config, "few")
+    train_head(made, "all", replace(CONFIG, signals="gate"), "few")
     return made
 
 
 def median_auprc(store: Store, scores: np.ndarray, cell: str, bins: np.ndarray) -> float:
+    return float(np.median(auprcs(store, scores, cell, bins)))
+
+
+def auprcs(store: Store, scores: np.ndarray, cell: str, bins: np.ndarray) -> list[float]:
     with store.reader() as catalog:
         rows = catalog.rows(
             "SELECT f.factor_id, p.window_id * $n + p.bin FROM data.peaks p"
@@ -93,7 +104,7 @@ def median_auprc(store: Store, scores: np.ndarray, cell: str, bins: np.ndarray) 
         bound = {int(b) for factor, b in rows if factor == place}
         labels = np.isin(bins, list(bound)).astype(np.float32)
         found.append(score_binary(labels, scores[:, place]).auprc)
-    return float(np.median(found))
+    return found
 
 
 def test_a_held_out_cell_type_is_predicted_by_its_signal(store: Store) -> None:
@@ -160,6 +171,121 @@ def test_a_selection_declares_its_signals_and_evaluation_uses_them(store: Store)
         assert np.nanmedian(columns["auroc"][alone].astype(float)) > 0.6
         found[with_signal] = float(np.nanmedian(columns["auprc"][mine].astype(float)))
     assert found[True] > found[False] + 0.2
+
+
+def scores_of(store: Store, run_name: str, cell: str, *, signal_of: str | None) -> np.ndarray:
+    """Logits of all factors over chr4 in a cell type, with the signal of this or another one, or with none."""
+    run = load_run(store, run_name)
+    with store.reader() as catalog:
+        ids = {str(name): int(key) for name, key in catalog.rows("SELECT biotype, biotype_id FROM data.biotypes")}
+    if signal_of is None:
+        run.source.signals = None
+    elif signal_of != cell:
+        assert isinstance(run.source.signals, Signals)
+        run.source.signals.rows = {ids[cell]: run.source.signals.rows[ids[signal_of]]}
+    bins = store.tiling.global_bins(store.tiling.chrom_index["chr4"])
+    pairs = np.arange(len(FACTORS)), np.full(len(FACTORS), ids[cell])
+    return np.concatenate([block.scores for block in score_bins(run.head, run.source, *pairs, bins)])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("inside", {}),
+        ("tower", {"head": "two_tower", "options": TOWER}),
+        ("rows", {"pairing": "rows", "batch_rows": 128}),
+    ],
+)
+def test_a_head_reads_the_signal_itself(store: Store, name: str, changes: dict[str, Any]) -> None:
+    train_head(store, "all", replace(CONFIG, **changes), name)
+    header = load_run(store, name).header
+    assert header.signals["name"] == "signals/signals"
+    assert header.options["signal_scales"] == len(HALF_WIDTHS)
+    bins = store.tiling.global_bins(store.tiling.chrom_index["chr4"])
+    found = {of: median_auprc(store, scores_of(store, name, "cellC", signal_of=of), "cellC", bins)
+             for of in ("cellC", "cellA", None)}  # fmt: skip
+    print(f"{name}: held-out biotype, median AUPRC by whose signal is read: {found}")
+    assert found["cellC"] > found[None] + 0.2
+    assert found["cellA"] < found["cellC"] - 0.2
+    with pytest.raises(ConfigError, match="reads signals itself"):
+        train_gate(store, name)
+    assert train_declared_gate(store, name) is None
+
+
+def test_each_factor_may_take_the_signal_in_its_own_way(tmp_path: Path) -> None:
+    store = make_open(tmp_path, shy=("OG",))
+    gate = train_gate(store, "few", SignalConfig(steps=200))
+    assert gate.losses[-1] < gate.losses[0]
+    train_head(store, "all", CONFIG, "inside")
+    opened = open_gate(store, "few")
+    assert opened is not None
+    bins = store.tiling.global_bins(store.tiling.chrom_index["chr4"])
+    alone = scores_of(store, "few", "cellC", signal_of=None)
+    with store.reader() as catalog:
+        ((cell,),) = catalog.rows("SELECT biotype_id FROM data.biotypes WHERE biotype = 'cellC'")
+    found = {
+        "neither": alone,
+        "gate": opened.apply(alone, np.full(len(FACTORS), cell), bins),
+        "head": scores_of(store, "inside", "cellC", signal_of="cellC"),
+    }
+    medians = {name: median_auprc(store, scores, "cellC", bins) for name, scores in found.items()}
+    lowest = {name: min(auprcs(store, scores, "cellC", bins)) for name, scores in found.items()}
+    print(f"families that want open or closed motifs, held-out biotype, AUPRC: median {medians}, lowest {lowest}")
+    assert lowest["head"] > lowest["gate"] + 0.2
+    assert medians["head"] >= medians["gate"] > medians["neither"]
+
+
+def test_everything_that_scores_reads_it(store: Store, tmp_path: Path) -> None:
+    if not (store.run_dir("inside") / "head.safetensors").exists():
+        train_head(store, "all", CONFIG, "inside")
+    wanted = scores_of(store, "inside", "cellC", signal_of="cellC")[:, FACTORS.index("WEA")]
+    bigwig = store.path.parent / "bw" / "cellC.bw"
+    for name, biotype, signal in (("stored", "cellC", None), ("given", "cellC", bigwig)):
+        out = tmp_path / f"{name}.bw"
+        asked = Asked(factors=("WEA",), biotype=biotype)
+        predict(
+            store, "inside", PredictConfig(asked=asked, out=(out, tmp_path / "x.bed"), raw=True, signal=signal, fdr=0.5)
+        )
+        found = np.array(pyBigWig.open(str(out)).values("chr4", 0, CHROMS["chr4"]))[::BIN_BP]
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
+    found = {}
+    for with_signal in (True, False):
+        columns = evaluate_run(store, "inside", EvaluateConfig(with_signal=with_signal, with_oracle=False)).columns
+        said = json.loads((store.run_dir("inside") / "evaluation.json").read_text())
+        assert said["signals"] == ("signals/signals" if with_signal else None)
+        mine = (columns["scorer"] == "model") & (columns["biotype"] == "cellC")
+        found[with_signal] = float(np.nanmedian(columns["auprc"][mine].astype(float)))
+    assert found[True] > found[False] + 0.2
+    assert (store.run_dir("inside") / "calibration_no_signal.json").exists()
+
+
+def test_a_head_that_reads_no_signal_refuses_a_bigwig(store: Store, tmp_path: Path) -> None:
+    train_head(store, "all", replace(CONFIG, steps=1, signals="none"), "blind")
+    assert train_declared_gate(store, "blind") is None
+    asked = Asked(factors=("WEA",), biotype="cellC")
+    config = PredictConfig(
+        asked=asked, out=(tmp_path / "x.bw",), raw=True, signal=store.path.parent / "bw" / "cellC.bw"
+    )
+    with pytest.raises(ConfigError, match="reads no signal"):
+        predict(store, "blind", config)
+
+
+@pytest.mark.parametrize("signals", ["head", "gate"])
+def test_folds_are_judged_with_their_signals(store: Store, signals: str) -> None:
+    split = SplitConfig(test_chroms=("chr4",), folds=2, fold_by=("biotype",))
+    make_selection(store, "cv", SelectionConfig(n_bins=4, margin_bp=0, split=split, signals="signals"), overwrite=True)
+    config = replace(CONFIG, steps=120, signals=signals, validate_every=1000)
+    name = f"cv-{signals}"
+    result = cross_validate(store, fold_names(store, "cv"), config, name)
+    for fold in result.folds:
+        if signals == "gate":
+            assert fold.metrics["valid_auprc"] == pytest.approx(validate_gated(store, fold.run)["valid_auprc"])
+            assert (store.run_dir(fold.run) / "signal.safetensors").exists()
+        else:
+            assert load_run(store, fold.run).head.signal is not None
+    again = cross_validate(store, fold_names(store, "cv"), config, name)
+    assert all(fold.was_done for fold in again.folds)
+    assert again.mean["valid_auprc"] == pytest.approx(result.mean["valid_auprc"])
 
 
 def test_signals_that_are_not_there_cannot_be_declared(store: Store) -> None:
@@ -250,7 +376,7 @@ def test_what_cannot_be_trained_is_refused(store: Store) -> None:
 
 
 def test_training_biotypes_without_a_signal_are_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tfbind_store.prediction.signal_training.Signals.rows", {}, raising=False)
+    monkeypatch.setattr("tfbind_store.training.signal_training.Signals.rows", {}, raising=False)
 
     def only_held_out(self: Signals, of: Store, name: str) -> None:
         self.array_name, self.rows = name, {2: 0}
