@@ -208,15 +208,15 @@ class TestNonFinite:
         assert re.match(r"1 of 64 bins: \d+; experiments: E\w\.\w+\.cell\w, ", caught.value.where)
 
     def test_rows_are_named(self, planted, monkeypatch):  # noqa: F811
-        original, bad = Loader.read, []
+        original, bad = Loader.epoch, []
 
-        def spoilt(self, places, *, epoch):
-            batch = original(self, places, epoch=epoch)
-            batch.dna[[2, 7]] = np.nan
-            bad.extend(batch.rows[[2, 7]].tolist())
-            return batch
+        def spoilt(self, *args, **options):
+            for seen, batch in original(self, *args, **options):
+                batch.dna[[2, 7]] = np.nan
+                bad.extend(batch.rows[[2, 7]].tolist())
+                yield seen, batch
 
-        monkeypatch.setattr(Loader, "read", spoilt)
+        monkeypatch.setattr(Loader, "epoch", spoilt)
         with pytest.raises(TrainingError, match="loss is nan at step 0") as caught:
             train_head(planted.store, planted.selection, TrainConfig(steps=2, pairing="rows", **QUICK), "nan-rows")
         assert caught.value.where == f"2 of 32 rows: {bad[0]}, {bad[1]}"
