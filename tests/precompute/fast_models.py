@@ -17,3 +17,9 @@ def relative_rms(found: torch.Tensor, expected: torch.Tensor) -> float:
     """Return the root mean square difference over that of `expected`."""
     difference = (found.double() - expected.double()).pow(2).mean().sqrt()
     return float(difference / expected.double().pow(2).mean().sqrt())
+
+
+def worst_bin(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest relative RMS of a bin, [..., bins, dim]."""
+    difference = (found.double() - expected.double()).pow(2).mean(-1)
+    return float((difference / expected.double().pow(2).mean(-1)).max().sqrt())

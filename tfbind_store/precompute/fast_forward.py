@@ -7,7 +7,8 @@ is exact (to rounding):
   factor 1 / 1.702 moves into the next layer's weights.
 - *Attention pooling of two*: a softmax over two is the sigmoid of the difference, so one product of ``x0 - x1``
   replaces two products and a softmax.
-- *Kernel-5 convolutions* in fp32 by Cook-Toom (`packed`), 1x1 convolutions as products with fused epilogues.
+- *Kernel-5 convolutions* of many channels in fp32 by Cook-Toom (`packed`), of few as five products; 1x1 convolutions as
+  products with fused epilogues.
 - *The last block and the final pointwise layer* run for the kept bins only. Attention is in ``relative_attention``.
 
 Layout: rows of channels. Codes as in ``genome``: A0 C1 G2 T3 N4 PAD5. N is zero in every channel, which is also how
@@ -27,7 +28,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tfbind_store.precompute.packed import CookToom, PackedLinear
+from tfbind_store.precompute.packed import CookToom, PackedLinear, onednn_available
 from tfbind_store.precompute.relative_attention import TransformerBlock
 from tfbind_store.precompute.stretch import ConvGeometry
 from tfbind_store.precompute.weights import exact_float32
@@ -37,6 +38,9 @@ CPU_BLOCK_BYTES = 3 << 20  # 3 MiB of rows at once: 7 % faster than 1.5, as fast
 GPU_BLOCK_BYTES = 1 << 30  # a GPU is filled by whole levels
 ROWS_OF_A_BLOCK = 12  # of `dim` channels per token: input, normed, query, key and value twice, two of the feed-forward
 N_CODE = 4
+FEWEST_OF_COOK_TOOM = 160
+"""Channels that a convolution reads. With fewer, transforms cost what they save: five products take as long, and round
+a third as much."""
 
 
 class Activation:
@@ -128,9 +132,18 @@ class TowerLevel:
         self.width = conv.out_channels
         self.half = conv.kernel_size[0] // 2
         weight = conv.weight / GELU_SLOPE
+        onednn_here = onednn and weight.device.type == "cpu" and onednn_available(dtype)
         self.fast: CookToom | None = None
-        if cook_toom and conv.kernel_size[0] == CookToom.KERNEL:
+        self.shifted: PackedLinear | None = None
+        if (
+            cook_toom
+            and conv.kernel_size[0] == CookToom.KERNEL
+            and (conv.in_channels >= FEWEST_OF_COOK_TOOM or not onednn_here)
+        ):
             self.fast = CookToom(weight, onednn=onednn)
+        elif cook_toom and onednn_here:
+            # [out, k * in]: one row of the unfolded rows is k rows, and a product for each of them
+            self.shifted = PackedLinear(weight.transpose(1, 2).flatten(1), longest_sum=conv.in_channels)
         else:
             self.weight = weight[:, :, None].to(dtype).contiguous(memory_format=torch.channels_last)
         self.tail = ResidualPool(residual, pool, bias=conv.bias, dtype=dtype, onednn=onednn)
@@ -191,8 +204,13 @@ class TowerLevel:
         b, _, c = x.shape
         rows = x.new_empty(b, stop - start + 2 * self.half, c)
         self._padded(x, start, stop, rows)
-        image = rows[:, None].permute(0, 3, 1, 2)  # [b, c, 1, rows], channels last in memory
-        y = functional.conv2d(image, self.weight).permute(0, 2, 3, 1).reshape(-1, self.width)
+        if self.shifted is not None:
+            kernel = 2 * self.half + 1
+            y = self.shifted(rows.as_strided((b, stop - start, kernel * c), (rows.stride(0), c, 1)))
+        else:
+            image = rows[:, None].permute(0, 3, 1, 2)  # [b, c, 1, rows], channels last in memory
+            y = functional.conv2d(image, self.weight).permute(0, 2, 3, 1)
+        y = y.reshape(-1, self.width)
         pairs = self.tail.residual_block(y).view(b, (stop - start) // 2, 2, self.width)
         self.tail.pool(pairs[:, :, 0], pairs[:, :, 1], out)
 
@@ -239,7 +257,7 @@ class FastTrunk:
         self.geometry = ConvGeometry.of_levels(
             [model.stem[0].kernel_size[0]] + [level[0][2].kernel_size[0] for level in model.conv_tower],
             dim=model.dim,
-            tile=CookToom.TILE if cook_toom else 1,
+            tile=CookToom.TILE if any(level.fast for level in self.levels) else 1,
         )
 
     @torch.inference_mode()
