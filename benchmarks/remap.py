@@ -23,14 +23,17 @@ The last line is one JSON object; ``slope`` is what a further million rows costs
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +63,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         found: dict[str, dict[str, Result]] = {}
         for rows in args.sizes:
-            found[str(rows)] = {stage: _run(stage, folder, rows) for stage in STAGES}
+            found[str(rows)] = {stage: _run(stage, folder, rows) for stage in args.only or STAGES}
     print(json.dumps({"benchmark": "remap", "cores": os.cpu_count(), "sizes": found, "slope": _slope(found)}))
 
 
@@ -68,6 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where to keep generated files; default: a temporary folder")
     parser.add_argument("--sizes", type=int, nargs="+", default=[2_000_000, 20_000_000], help="peaks")
+    parser.add_argument("--only", nargs="+", choices=list(STAGES), help="stages to run, of stores that are there")
     parser.add_argument("--stage", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -79,6 +83,7 @@ def _run(stage: str, folder: Path, rows: int) -> Result:
     begun = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
+    anonymous = Anonymous(process.pid)
     said = process.stdout.read()
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -88,12 +93,33 @@ def _run(stage: str, folder: Path, rows: int) -> Result:
         "wall_s": round(time.perf_counter() - begun, 2),
         "cpu_s": round(used.ru_utime + used.ru_stime, 2),
         "peak_gib": round(used.ru_maxrss / 2**20, 2),
+        "peak_anonymous_gib": anonymous.peak_gib(),
     }
     result = {**took, **json.loads(said.splitlines()[-1])}
     print(
         f"{rows:>11,}  {stage:8s}", "  ".join(f"{name} {_short(value)}" for name, value in result.items()), flush=True
     )
     return result
+
+
+class Anonymous:
+    """Looks every 20 ms at how much memory of its own a process has: without pages of files, which cost nothing."""
+
+    def __init__(self, pid: int) -> None:
+        self._status, self._peak_kib = Path(f"/proc/{pid}/status"), 0
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        with contextlib.suppress(OSError):  # the process is gone
+            while found := re.search(r"RssAnon:\s+(\d+) kB", self._status.read_text()):
+                self._peak_kib = max(self._peak_kib, int(found[1]))
+                time.sleep(0.02)
+
+    def peak_gib(self) -> float:
+        """Return the most that was seen."""
+        self._thread.join()
+        return round(self._peak_kib / 2**20, 2)
 
 
 def _short(value: object) -> str:
@@ -103,9 +129,9 @@ def _short(value: object) -> str:
 def _slope(found: dict[str, dict[str, Result]]) -> Result:
     """Return what a million further rows costs the import, and what all of ReMap would at that rate."""
     sizes = sorted(map(int, found))
-    low, high = found[str(sizes[0])]["import"], found[str(sizes[-1])]["import"]
-    if len(sizes) < 2:
+    if len(sizes) < 2 or "import" not in found[str(sizes[0])]:
         return {}
+    low, high = found[str(sizes[0])]["import"], found[str(sizes[-1])]["import"]
     slope: Result = {}
     for name in ("wall_s", "cpu_s"):
         each = (high[name] - low[name]) / (sizes[-1] - sizes[0])

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+
 import numpy as np
 import pytest
 
-from tfbind_store.query.similarity import ParalogFinder, candidates, find_similar, identities_of, plain
+from tfbind_store.query import similarity
+from tfbind_store.query.kinship import components
+from tfbind_store.query.similarity import ParalogFinder, candidates, find_similar, identities_of, joined, plain
 
 LETTERS = np.array(list("ACDEFGHIKLMNPQRSTVWY"))
 
@@ -60,17 +64,65 @@ def test_only_pairs_with_an_asked_name(proteins):
     assert finder({"p4"}) == []
     assert len(finder(None)) == 2
     assert [{pair.first, pair.second} for pair in finder({"p0"})] == [{"p0", "near"}]
+    assert [{pair.first, pair.second} for pair in finder({"p0", "p2"}, {"near", "p3"})] == [{"p0", "near"}]
+    assert finder({"p0", "p2"}, {"p1"}) == []
 
 
-def test_all_pairs_are_kept_and_a_spoilt_file_is_made_again(proteins, tmp_path, monkeypatch):
-    found = ParalogFinder(proteins, least=0.5, cache=tmp_path / "cache")(None)
+def test_families_are_kept_and_a_spoilt_file_is_made_again(proteins, tmp_path, monkeypatch):
+    def finder(least=0.5):
+        return ParalogFinder(proteins, least=least, cache=tmp_path / "cache")
+
+    found, pairs = finder().families(), finder()(None)
     (kept,) = (tmp_path / "cache").iterdir()
-    monkeypatch.setattr(ParalogFinder, "_among", lambda *_: pytest.fail("aligned again"))
-    assert ParalogFinder(proteins, least=0.5, cache=tmp_path / "cache")(None) == found
+    monkeypatch.setattr(similarity, "joined", lambda *_, **__: pytest.fail("aligned again"))
+    assert finder().families() == found
     monkeypatch.undo()
     kept.write_bytes(b"PAR1")
-    assert ParalogFinder(proteins, least=0.5, cache=tmp_path / "cache")(None) == found
-    assert ParalogFinder(proteins, least=0.9, cache=tmp_path / "cache")(None) != found
+    assert finder().families() == found
+    assert finder(0.9).families() != found
+    assert finder()(None) == pairs
+
+
+def with_gaps(sequence: str, seed: int) -> str:
+    """Take out a few residues and put others in."""
+    rng = np.random.default_rng(seed)
+    for place in np.sort(rng.integers(5, len(sequence) - 5, 4)).tolist():
+        sequence = sequence[:place] + protein(seed + place, int(rng.integers(0, 6))) + sequence[place + 3 :]
+    return sequence
+
+
+def families_of_every_pair(sequences: list[str], least: float) -> list[int]:
+    """Join what is alike by its identity alone: every pair is aligned."""
+    every = np.array([(a, b) for a in range(len(sequences)) for b in range(a + 1, len(sequences))], dtype=np.int64)
+    alike = every[np.array(identities_of(sequences, every)) >= least].tolist()
+    marks = {number: [tuple(pair) for pair in alike if number in pair] for number in range(len(sequences))}
+    group = components(range(len(sequences)), marks)
+    first = {group[number]: number for number in reversed(range(len(sequences)))}
+    return [first[group[number]] for number in range(len(sequences))]
+
+
+def test_families_are_those_of_a_full_comparison():
+    base = [protein(seed, 60 + 60 * seed) for seed in range(5)]
+    alike = [with_gaps(changed(base[n % 5], 0.04 * (n % 13), n), n) for n in range(30)]
+    domains = [protein(100 + n, 120) + base[2][10:90] for n in range(4)]  # 80 of 200 residues in common
+    low = ["S" * 40 + protein(200 + n, 40) + "PSSPA" * 6 for n in range(4)]
+    sequences = [*base, *alike, *domains, *low]
+    for least in (0.3, 0.4, 0.6, 0.8):
+        expected = families_of_every_pair(sequences, least)
+        assert 3 < len(set(expected)) < len(sequences)
+        assert joined(sequences, candidates(sequences, least=least), least=least).tolist() == expected
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_families_of_human_factors_are_those_of_a_full_comparison(data_dir):
+    path = data_dir / "human_hg19_chr22" / "lambert_human_TF_proteins.uniprot.fa.gz"
+    parts = gzip.decompress(path.read_bytes()).decode().split(">")[1:]
+    texts = [plain("".join(part.splitlines()[1:])) for part in parts]
+    sample = [texts[place] for place in np.random.default_rng(0).choice(len(texts), 200, replace=False)]
+    expected = families_of_every_pair(sample, 0.4)
+    assert max(map(expected.count, expected)) > 20  # zinc fingers
+    assert joined(sample, candidates(sample, least=0.4), least=0.4).tolist() == expected
 
 
 def test_no_proteins_have_no_paralogs():
