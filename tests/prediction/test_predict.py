@@ -11,6 +11,9 @@ import pytest
 from tests.planted import Planted, make_planted, planted_protein
 from tfbind_store.catalog.database import Catalog
 from tfbind_store.errors import CheckpointError, ConfigError
+from tfbind_store.ingest import import_proteins
+from tfbind_store.precompute.composition import CompositionEmbedder
+from tfbind_store.precompute.rows import embed_factors
 from tfbind_store.prediction.asked_pairs import Asked
 from tfbind_store.prediction.calibration import FILE_NAME, Calibration, calibrate, fit
 from tfbind_store.prediction.parts import Parts
@@ -112,6 +115,32 @@ def test_a_protein_that_was_never_imported_scores_as_if_it_had_been(planted: Pla
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("is_embedded", [False, True])
+def test_a_protein_that_no_experiment_is_of_needs_no_fasta(planted: Planted, tmp_path: Path, is_embedded: bool) -> None:
+    """It is the store's own, under its symbol or a synonym, alone or in a complex."""
+    store = planted.store
+    (tmp_path / "more.fa").write_text(f">sp|P9|SPARE_HUMAN GN=SPARE\n{planted_protein('OGX')}\n")
+    (tmp_path / "names.tsv").write_text("synonym\tsymbol\nOLDNAME\tSPARE\n")
+    import_proteins(store, tmp_path / "more.fa", synonyms=[tmp_path / "names.tsv"])
+    if is_embedded:
+        embed_factors(store, CompositionEmbedder(), every_protein=True)
+    names = {"a": ask("NEW", proteins=tmp_path / "more.fa"), "b": ask("SPARE"), "c": ask("OLDNAME")}
+    for file, asked in names.items():
+        config = PredictConfig(asked=asked, out=(tmp_path / f"{file}.bw",), raw=True)
+        assert predict(store, "few", config).new_factors == asked.factors
+    a, b, c = (pyBigWig.open(str(tmp_path / f"{file}.bw")).values("chr1", 0, 12_000) for file in names)
+    np.testing.assert_allclose(a, b, atol=1e-5)
+    assert b == c
+
+
+def test_two_factors_never_share_a_file(planted: Planted, tmp_path: Path) -> None:
+    (tmp_path / "two.fa").write_text(f">a GN=A,B\n{planted_protein('OGX')}\n>b GN=A_B\n{planted_protein('WEX')}\n")
+    asked = ask("A,B", "A_B", proteins=tmp_path / "two.fa")
+    with pytest.raises(ConfigError, match="would hold A,B and A_B"):
+        predict(planted.store, "few", PredictConfig(asked=asked, out=(tmp_path / "x.bw",), raw=True))
+    assert not list(tmp_path.glob("*.bw"))
+
+
 def test_any_text_may_be_the_context(planted: Planted, tmp_path: Path) -> None:
     """The text of a stored biotype gives that biotype's scores."""
     asked = Asked(factors=("OGA",), context="cells cellB")
@@ -198,7 +227,10 @@ class TestCalibration:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"asked": ask("WEX")}, "no embedded factor 'WEX'"),
+        ({"asked": ask("WEX")}, "no factor or protein 'WEX'"),
+        ({"asked": ask("WEA", "WEB", "WEA")}, "'WEA' is named twice"),
+        ({"asked": Asked(factors=("WEA",), context=" ")}, "context is empty"),
+        ({"out": (Path("x.bw"), Path("x.bw"))}, "named twice"),
         ({"asked": ask("WEA", biotype="cellX")}, "no biotype 'cellX'"),
         ({"asked": Asked(factors=("WEA",))}, "the store has 2 biotypes"),
         ({"asked": ask()}, "no factor is named"),

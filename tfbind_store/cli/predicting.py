@@ -101,7 +101,7 @@ def predict(
     if result.n_windows_missing:
         text.append(f"  {result.n_windows_missing:,} windows are not embedded (or all N) and have no score")
     if result.new_factors:
-        text.append(f"  proteins embedded now: {', '.join(result.new_factors)}")
+        text.append(f"  of no experiment in this store: {', '.join(result.new_factors)}")
     emit(result, text, as_json=as_json)
 
 

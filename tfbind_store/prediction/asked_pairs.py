@@ -1,7 +1,8 @@
 """Pairs of a factor and a context as a user asks for them: stored ones, and those that were never imported.
 
-What is stored is read. A protein from a FASTA, or a context's text, is embedded now, by the same model that made the
-store's array; a model with weights must be given its place, and is refused if it is another one.
+What is stored is read, under any of its names. A protein of the store that no experiment is of, one from a FASTA, or a
+context's text, is embedded now, by the same model that made the store's array; a model with weights must be given its
+place, and is refused if it is another one.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class EncodedPairs(NamedTuple):
     """Factor and biotype of each."""
     pairs: Pairs
     new_factors: tuple[str, ...]
-    """Whose protein was embedded now."""
+    """That no experiment of the store is of: from the FASTA, or from the store's own proteins."""
     biotype_id: int | None
     """None of cells that only a text describes."""
 
@@ -75,6 +76,10 @@ def encode_asked(store: Store, run: LoadedRun, asked: Asked) -> EncodedPairs:
     """
     if not asked.factors:
         raise ConfigError("no factor is named", where="factors", fix="name one: --factor SOX2")
+    if twice := [name for place, name in enumerate(asked.factors) if name in asked.factors[:place]]:
+        raise ConfigError(f"factor {twice[0]!r} is named twice", where="--factor", fix="name it once")
+    if asked.context is not None and not asked.context.strip():
+        raise ConfigError("the context is empty", where="--context", fix="describe the cells, or name a --biotype")
     biotype, biotype_id, context = _context(store, run, asked)
     stored = _stored_factors(store, run)
     new = _new_proteins(store, run, asked, stored)
@@ -126,30 +131,53 @@ def _stored_factors(store: Store, run: LoadedRun) -> dict[str, int]:
 
 
 def _new_proteins(store: Store, run: LoadedRun, asked: Asked, stored: Mapping[str, int]) -> dict[str, _Protein]:
-    """Embed the proteins that the FASTA gives; without one, every factor must be stored."""
-    if asked.proteins is None:
-        for name in asked.factors:
-            if name not in stored:
-                close = near_miss(name, list(stored))
-                fix = f"did you mean {close}? Else give its protein: --protein FASTA"
-                raise ConfigError(
-                    f"no embedded factor {name!r} in this store",
-                    where="--factor",
-                    fix=fix if close else "give its protein: --protein FASTA",
-                )
-        return {}
-    sequences = _sequences(asked)
-    missing = [name for name in asked.factors if name not in sequences and name not in stored]
-    if missing:
-        what = f"{len(missing)} factors are neither in the FASTA nor embedded: {', '.join(missing[:5])}"
-        raise ConfigError(what, where=str(asked.proteins), fix="name the record by the factor, or GN=FACTOR")
-    embedder = _model(store, run.arrays.proteins, "proteins", asked.models)
-    embedded = {}
+    """Return the proteins of factors that are in the FASTA, or that only the store's own proteins name."""
+    sequences = {} if asked.proteins is None else _sequences(asked)
+    own = [name for name in asked.factors if name not in sequences and name not in stored]
+    imported = {name: store.proteins.subunits(name) for name in own if name in store.proteins}
+    if missing := [name for name in own if name not in imported]:
+        raise _unknown(missing, asked, sorted({*stored, *store.proteins}))
+    found = _embedded_before(store, run, imported)
+    sequences |= {name: list(subunits) for name, subunits in imported.items() if name not in found}
+    embedder = _model(store, run.arrays.proteins, "proteins", asked.models) if sequences else None
     for name, subunits in sequences.items():
-        parts = [result.values.astype(np.float16) for result in embedder.embed(subunits)]
-        numbers = [np.full(len(part), place, dtype=np.int16) for place, part in enumerate(parts)]
-        embedded[name] = _Protein(np.concatenate(parts), np.concatenate(numbers))
-    return embedded
+        assert embedder is not None
+        found[name] = _joined([result.values.astype(np.float16) for result in embedder.embed(subunits)])
+    return found
+
+
+def _unknown(missing: Sequence[str], asked: Asked, known: Sequence[str]) -> ConfigError:
+    if asked.proteins is not None:
+        what = f"{len(missing)} factors are neither in the FASTA nor in the store: {', '.join(missing[:5])}"
+        return ConfigError(what, where=str(asked.proteins), fix="name the record by the factor, or GN=FACTOR")
+    close = near_miss(missing[0], list(known))
+    fix = f"did you mean {close}? Else give its protein: --protein FASTA" if close else None
+    what = f"no factor or protein {missing[0]!r} in this store"
+    return ConfigError(what, where="--factor", fix=fix or "give its protein: --protein FASTA")
+
+
+def _embedded_before(store: Store, run: LoadedRun, imported: Mapping[str, Sequence[str]]) -> dict[str, _Protein]:
+    """Return the factors of which every subunit is embedded, though no experiment is of them."""
+    wanted = sorted({sequence for subunits in imported.values() for sequence in subunits})
+    sql = """
+        SELECT DISTINCT p.sequence, r.first_row, r.n_rows FROM data.proteins p JOIN data.protein_rows r USING (sha256)
+        WHERE r.array_name = $array AND p.sequence IN (SELECT unnest($wanted))
+    """
+    with store.reader() as catalog:
+        rows = catalog.rows(sql, {"array": run.arrays.proteins, "wanted": wanted}) if wanted else []
+    place = {str(sequence): (int(first), int(n)) for sequence, first, n in rows}
+    array = store.array(run.arrays.proteins)
+    return {
+        name: _joined([array.rows(*place[sequence]) for sequence in subunits])
+        for name, subunits in imported.items()
+        if all(sequence in place for sequence in subunits)
+    }
+
+
+def _joined(parts: Sequence[Float16[np.ndarray, "l e"]]) -> _Protein:
+    """Return subunits one after the other."""
+    numbers = [np.full(len(part), place, dtype=np.int16) for place, part in enumerate(parts)]
+    return _Protein(np.concatenate(parts), np.concatenate(numbers))
 
 
 def _sequences(asked: Asked) -> dict[str, list[str]]:

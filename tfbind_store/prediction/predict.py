@@ -97,6 +97,7 @@ def predict(store: Store, run_name: str, config: PredictConfig) -> Prediction:
     kinds = _kinds(config)
     run = load_run(store, run_name, device=torch.device(config.device))
     encoded = encode_asked(store, run, config.asked)
+    _require_own_files(config, encoded)
     loci = read_loci(store, config.loci) if config.loci is not None else None
     windows, n_missing = _windows(store, run, config, loci)
     cells = Cells(store, run, encoded.biotype_id, bigwig=config.signal, folder=config.out[0].absolute().parent)
@@ -124,6 +125,20 @@ def _kinds(config: PredictConfig) -> set[str]:
     if "parquet" in kinds and config.loci is None:
         raise ConfigError("a Parquet file holds scores of loci", where="--out", fix="say which: --loci BED")
     return kinds
+
+
+def _require_own_files(config: PredictConfig, encoded: EncodedPairs) -> None:
+    """Refuse two outputs with one name, before anything is scored."""
+    seen: dict[Path, tuple[str, str]] = {}
+    for out in config.out:
+        shared = out.suffix.lower() == ".parquet" or len(encoded.names) == 1
+        for pair in encoded.names[:1] if shared else encoded.names:
+            path = out if shared else _own_name(out, pair)
+            if path in seen:
+                what = f"{path.name} would hold {seen[path][0]} and {pair[0]}" if seen[path] != pair else "named twice"
+                fix = "name each file once; predict factors whose names differ only in signs one at a time"
+                raise ConfigError(what, where=str(path), fix=fix)
+            seen[path] = pair
 
 
 def _parts_folder(out: Path) -> Path:
