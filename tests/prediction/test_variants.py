@@ -200,13 +200,25 @@ def test_a_vcf_comes_out_whole_with_a_field_more(planted: Planted, tmp_path: Pat
     assert second == "skipped:symbolic_allele"
 
 
+def test_what_was_scored_before_is_scored_anew_and_not_twice(planted: Planted, tmp_path: Path) -> None:
+    base = text(planted, "chr1", 999, 1_000)
+    (tmp_path / "v.vcf").write_text(
+        HEADER + f"chr1\t1000\ta\t{base}\t{'ACGT'.replace(base, '')[0]}\t9\tPASS\tDP=4;END=7\n"
+    )
+    embedder = MotifEmbedder()
+    score_vcf(planted.store, "few", tmp_path / "v.vcf", tmp_path / "one.vcf", CONFIG, embedder=embedder)
+    score_vcf(planted.store, "few", tmp_path / "one.vcf", tmp_path / "two.vcf", CONFIG, embedder=embedder)
+    assert (tmp_path / "two.vcf").read_text() == (tmp_path / "one.vcf").read_text()
+    assert (tmp_path / "one.vcf").read_text().splitlines()[-1].split("\t")[7].startswith("DP=4;END=7;TFBIND=WEA:")
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("chr1\t1\t.\tA\tC\n", "no header line"),
         ("##x\n", "no header line"),
         (HEADER + "chr1 1 . A C\n", "a row needs"),
-        (HEADER + "chr1\tx\t.\tA\tC\n", "a row needs"),
+        (HEADER + "chr1\tx\t.\tA\tC\n", "POS is 'x'"),
     ],
 )
 def test_what_is_no_vcf_is_refused_and_nothing_is_written(

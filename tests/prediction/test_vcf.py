@@ -84,8 +84,8 @@ def test_text_of_a_row_is_kept_as_it_is(tmp_path: Path) -> None:
     ("content", "said", "line"),
     [
         (HEADER + "chr1\t10\t.\tA\n", "a row needs", 3),
-        (HEADER + "chr1\t1e3\t.\tA\tC\n", "a row needs", 3),
-        (HEADER + "chr1\t-5\t.\tA\tC\n", "a row needs", 3),
+        (HEADER + "chr1\t1e3\t.\tA\tC\n", "POS is '1e3', no number", 3),
+        (HEADER + "chr1\t-5\t.\tA\tC\n", "POS is", 3),
         (HEADER + "chr1\t10\t.\tA\tC\n" + "chr1 11 . A C\n", "a row needs", 4),
         ("chr1\t10\t.\tA\tC\n", "no header line", 1),
         ("", "no header line", None),

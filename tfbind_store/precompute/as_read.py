@@ -57,7 +57,8 @@ def embedder_as_read(
         return source if projector.axes is None else _Mapped(source, projector.axes, spec, dim=spec.dim)
     embedder = remake(spec, checkpoint=checkpoint, settings=settings)
     if embedder is None:
-        raise WeightsError(f"{name} needs its model again", where=name, fix="say where it is: --checkpoint PLACE")
+        fix = "say where it is: --checkpoint windows=PLACE"
+        raise WeightsError(f"{name} needs its model again", where=name, fix=fix)
     require_remade(embedder, spec, store, where=name)
     reading, made = Reading.of(spec.identity), embedder
     if reading.pointwise_dim:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import re
 import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -44,6 +45,7 @@ from tfbind_store.store.folder import Store
 
 ALLELES_AT_ONCE = 16
 _CODE_OF_LETTER = {letter: code for code, letter in enumerate("ACGTN")}
+_OWN_HEADER = re.compile(r"##INFO=<(?:.*,)?ID=TFBIND[,>]")
 TSV_COLUMNS = (
     "line", "allele", "chrom", "position", "id", "ref", "alt", "factor", "biotype", "ref_logit", "alt_logit",
     "difference", "bins_beyond", "skipped",
@@ -310,6 +312,8 @@ def _header(line: str) -> str:
         '##INFO=<ID=TFBIND,Number=A,Type=String,Description="Per alternative allele: ref logit, alt logit and their '
         'difference for each factor, as FACTOR:REF:ALT:DIFFERENCE joined by |, or skipped:CAUSE">\n'
     )
+    if _OWN_HEADER.match(line):  # scored before: what is written now takes its place
+        return ""
     return (about if line.startswith("#CHROM") else "") + line + "\n"
 
 
@@ -323,8 +327,8 @@ def _write_vcf(file: IO[str], row: VcfRow, scores: list[VariantScore], encoded: 
             for pair, ref, alt in zip(encoded.names, score.ref_logit.tolist(), score.alt_logit.tolist(), strict=True)
         ]
         alleles.append(f"skipped:{score.skipped}" if score.skipped else "|".join(parts))
-    said = f"TFBIND={','.join(alleles)}"
-    cells[7] = said if cells[7] in ("", ".") else f"{cells[7]};{said}"
+    kept = [part for part in cells[7].split(";") if part not in ("", ".") and part.partition("=")[0] != "TFBIND"]
+    cells[7] = ";".join([*kept, f"TFBIND={','.join(alleles)}"])
     file.write("\t".join(cells) + "\n")
 
 

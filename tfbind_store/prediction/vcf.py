@@ -67,9 +67,11 @@ def read_vcf(path: Path | str) -> Iterator[str | VcfRow]:
 
 def _variants(text: str, line: int, path: Path | str) -> Iterator[Variant]:
     cells = text.split("\t")
-    if len(cells) < len(COLUMNS) or not cells[1].strip().isdigit():
+    if len(cells) < len(COLUMNS):
         what = f"a row needs {', '.join(COLUMNS)} with tabs between: {text[:60]!r}"
         raise VariantFileError(what, where=f"{path}:{line}")
+    if not (cells[1].isascii() and cells[1].strip().isdigit()):
+        raise VariantFileError(f"POS is {cells[1][:20]!r}, no number", where=f"{path}:{line}")
     chrom, position, name, ref = cells[0], int(cells[1]), cells[2], cells[3]
     for allele, alt in enumerate(cells[4].split(","), 1):
         yield Variant(line, allele, chrom, position - 1, name, ref.upper(), alt.upper(), _reason(ref, alt, position))
