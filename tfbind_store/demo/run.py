@@ -62,7 +62,7 @@ class DemoConfig:
     pretrain: PretrainConfig = field(
         default_factory=lambda: PretrainConfig(
             trunk=TrunkConfig(dim=96, depth=1, heads=4, attn_dim_key=16, dim_divisible_by=8, dropout_rate=0.05),
-            passes=5,
+            passes=7,
             window_bp=2_048,
             batch_size=8,
             lr=3e-3,
