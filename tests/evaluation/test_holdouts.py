@@ -79,11 +79,11 @@ def test_families_are_named_where_the_selection_held_them_out(
     families = {f"{stem}{letter}": frozenset({at}) for at, stem in enumerate(("WE", "OL", "OG")) for letter in "ABC"}
     monkeypatch.setattr(Kinship, "family_of", families)
 
-    def cluster(kinship: Kinship, sequences: set[str]) -> set[str]:
+    def alike(kinship: Kinship, sequences: set[str], _: set[str]) -> set[str]:
         of_stem = {factor[:2] for factor, mine in kinship.factors.items() if mine.sequences & sequences}
         return {s for factor, mine in kinship.factors.items() if factor[:2] in of_stem for s in mine.sequences}
 
-    monkeypatch.setattr(Kinship, "_cluster", cluster)
+    monkeypatch.setattr(Kinship, "_alike", alike)
     chroms = {"valid_chroms": ("chr3",), "test_chroms": ("chr4",)}
     selection, world = world_of(planted, "family", SplitConfig(**chroms, hold_out={"family": ["OLA"]}))
     kinds = {group.holdout for group in choose_groups(planted.store, selection, world)}

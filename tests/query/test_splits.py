@@ -200,7 +200,7 @@ class TestLeaks:
         ]
 
     def test_paralogs_are_named_with_their_identity(self):
-        kinship = Kinship(FACTORS, find_paralogs=lambda asked: [Paralogs("c", "s", 0.62)] if "s" in asked else [])
+        kinship = Kinship(FACTORS, find_paralogs=lambda held, _: [Paralogs("c", "s", 0.62)] if "s" in held else [])
         found = leaks.find_leaks(
             leaks.Side({"CTCF": 40}, {}), leaks.Side({"SOX2": 2}, {}), kinship=kinship, base_biotypes={}
         )
@@ -215,9 +215,23 @@ class TestLeaks:
 
     def test_a_family_is_what_chains_of_paralogs_lead_to(self):
         pairs = [Paralogs("p", "s", 0.5), Paralogs("c", "p", 0.5)]
-        kinship = Kinship(FACTORS, find_paralogs=lambda asked: [p for p in pairs if asked is None or {*p[:2]} & asked])
+
+        def between(some, others):
+            return [p for p in pairs if {*p[:2]} & set(some) and {*p[:2]} & set(others)]
+
+        kinship = Kinship(FACTORS, find_paralogs=between)
         assert kinship.kin("family", "CTCF") == set(FACTORS)
         assert kinship.kin("factor", "CTCF") == {"CTCF"}
+
+    def test_a_family_follows_complexes_to_their_other_genes_and_from_there_to_their_paralogs(self):
+        def between(some, others):
+            pair = Paralogs("c", "s", 0.5)
+            return [pair] if {"c", "s"} & set(some) and {"c", "s"} & set(others) else []
+
+        kinship = Kinship(FACTORS, find_paralogs=between, find_families=lambda: {"c": 0, "s": 0, "p": 1})
+        assert kinship.kin("family", "POU5F1") == set(FACTORS)  # by SOX2-POU5F1 to SOX2, whose paralog is CTCF
+        assert kinship.groups(FACTORS, by_family=True) == dict.fromkeys(FACTORS, 0)
+        assert kinship.kin("family", "POU5F1", allow_leaks=("gene", "sequence")) == {"POU5F1"}
 
     def test_a_domain_takes_all_factors_that_have_it(self):
         kinship = Kinship(FACTORS, SYNONYMS, domains={"oct4": "Homeodomain", "SOX2": "HMG"})

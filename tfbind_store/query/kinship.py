@@ -99,8 +99,10 @@ class Kinship:
     """Symbol of each synonym, as the catalog spells them."""
     domains: Mapping[str, str] = field(default_factory=dict)
     """DNA-binding domain of each gene, where a table was imported."""
-    find_paralogs: Callable[[Collection[str] | None], Sequence[Paralogs]] | None = None
-    """Return the pairs with at least one of the asked sequences in them, or all pairs; None where nobody asks."""
+    find_paralogs: Callable[[Collection[str], Collection[str]], Sequence[Paralogs]] | None = None
+    """Return the pairs of one of some sequences and one of some others; None where nobody asks."""
+    find_families: Callable[[], Mapping[str, int]] | None = None
+    """Return a number for every sequence, the same for those that chains of paralogs join."""
 
     @cached_property
     def upper(self) -> dict[str, str]:
@@ -119,15 +121,9 @@ class Kinship:
     @cached_property
     def family_of(self) -> dict[str, frozenset[int]]:
         """Identity clusters of each factor's subunits: single linkage over pairs of paralogs."""
-        sequences = sorted({sha256 for identity in self.factors.values() for sha256 in identity.sequences})
-        pairs = self.find_paralogs(None) if self.find_paralogs else ()
-        marks: dict[str, list[tuple[str, str]]] = {}
-        for pair in pairs:
-            for sha256 in pair[:2]:
-                marks.setdefault(sha256, []).append((pair.first, pair.second))
-        cluster = components(sequences, marks)
+        cluster = self.find_families() if self.find_families else {}
         return {
-            factor: frozenset(cluster[sha256] for sha256 in identity.sequences)
+            factor: frozenset(cluster[sha256] for sha256 in identity.sequences if sha256 in cluster)
             for factor, identity in self.factors.items()
         }
 
@@ -154,20 +150,23 @@ class Kinship:
         wholly = [self.factors[factor] for factor in same if self.factors[factor].genes <= genes]
         sequences = {sha256 for identity in wholly for sha256 in identity.sequences}
         found = same | self._follow(genes, sequences, allow_leaks)
-        if kind == "family":
-            cluster = self._cluster({s for factor in same for s in self.factors[factor].sequences})
-            members = {f for f, identity in self.factors.items() if not identity.sequences.isdisjoint(cluster)}
-            found |= members | self._followed(members, allow_leaks)
+        return self._families_of(found, allow_leaks) if kind == "family" else found
+
+    def _families_of(self, factors: Collection[str], allow_leaks: Collection[str]) -> set[str]:
+        """Return some factors with all that paralogs, complexes and genes lead to, and from there again."""
+        found, reached = set(factors), set[str]()
+        others = {sha256 for identity in self.factors.values() for sha256 in identity.sequences}
+        while new := {sha256 for factor in found for sha256 in self.factors[factor].sequences} - reached:
+            others -= new
+            reached |= new
+            near = self._alike(new, others)
+            members = {f for f, identity in self.factors.items() if not identity.sequences.isdisjoint(near)}
+            found |= members | self._followed(found | members, allow_leaks)
         return found
 
-    def _cluster(self, sequences: Collection[str]) -> set[str]:
-        """Return the sequences that chains of paralogs lead to."""
-        reached, new = set(sequences), set(sequences)
-        while new and self.find_paralogs:
-            beside = {sha256 for pair in self.find_paralogs(new) for sha256 in pair[:2]}
-            new = beside - reached
-            reached |= beside
-        return reached
+    def _alike(self, sequences: Collection[str], others: Collection[str]) -> set[str]:
+        pairs = self.find_paralogs(sequences, others) if self.find_paralogs else ()
+        return {sha256 for pair in pairs for sha256 in pair[:2]}
 
     def groups(self, factors: Iterable[str], *, by_family: bool, allow_leaks: Collection[str] = ()) -> dict[str, int]:
         """Return a group number for every factor; kin share one, so that folds keep them together."""

@@ -221,7 +221,7 @@ def _paralogs(training: Mapping[str, int], held_out: Mapping[str, int], kinship:
         return []
     trained, held = _by_sequence(training, kinship), _by_sequence(held_out, kinship)
     found: dict[tuple[str, str], float] = {}
-    for pair in kinship.find_paralogs(set(held)):
+    for pair in kinship.find_paralogs(set(held), set(trained)):
         for mine, other in ((pair.first, pair.second), (pair.second, pair.first)):
             for factor in held.get(mine, ()):
                 for near in trained.get(other, ()):

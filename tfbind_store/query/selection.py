@@ -195,11 +195,13 @@ def make_selection(
 def load_kinship(store: Store, catalog: Catalog, identity: float) -> Kinship:
     """Read who is kin to whom; paralogs are looked for when somebody asks."""
     synonyms = reads.synonyms(catalog)
+    finder = ParalogFinder(reads.proteins(catalog), least=identity, cache=store.cache_dir())
     return Kinship(
         factors=identities(reads.subunits(catalog), synonyms),
         synonyms=synonyms,
         domains=reads.domains(catalog),
-        find_paralogs=ParalogFinder(reads.proteins(catalog), least=identity, cache=store.cache_dir()),
+        find_paralogs=finder,
+        find_families=finder.families,
     )
 
 
