@@ -264,6 +264,27 @@ def test_factors_come_equally_often(trainer_of):
     assert np.ptp(drawn[drawn > 0]) <= 1
 
 
+def test_rows_come_from_either_strand_where_that_is_asked_for(trainer_of):
+    trainer = trainer_of(rc_aug=True)
+    loader = trainer._run.source.loader
+    forward, reverse = (trainer.store.array(name) for name in (loader.arrays.windows, loader.reverse))
+    assert reverse.spec.identity["strand"] == "reverse"
+    _, batch = next(iter(loader.epoch(0)))
+    table = trainer.selection.columns("train", names=("row", "window", "bin", "label"))
+    place = np.argsort(table["row"])[np.searchsorted(np.sort(table["row"]), batch.rows)]
+    bins = table["window"][place].astype(np.int64) * trainer.store.grid.n_bins + table["bin"][place]
+    are = [
+        (batch.dna == array.gather_bins(bins)).all(axis=(1, 2))  # the row's bin, of this strand
+        for array in (forward, reverse)
+    ]
+    assert (are[0] ^ are[1]).all()
+    assert 0 < are[1].sum() < len(are[1])
+    # labels are those of the bins, whichever strand is read
+    np.testing.assert_array_equal(batch.labels, table["label"][place])
+    assert np.isfinite(trainer()["loss"])
+    assert not trainer_of()._run.source.loader.reverse
+
+
 class TestAdapterModel:
     """The reference's README example as it stands: the model goes into the trainer."""
 

@@ -32,6 +32,7 @@ from tfbind_store.precompute.embedder import (
     TextEmbedder,
 )
 from tfbind_store.precompute.enformer import EnformerEmbedder, load_trunk
+from tfbind_store.precompute.run import embed_windows
 from tfbind_store.precompute.weights import pick_device
 from tfbind_store.query.loader import Arrays
 from tfbind_store.query.selection import INFO_FILE, Selection, SelectionConfig, make_selection
@@ -102,6 +103,9 @@ class Trainer:
         ReMap's ``experiments.json``: numbers of peaks.
     balance_sampling_by_target
         Factors come equally often.
+    rc_aug
+        Embed both strands, and read each training row from either; labels stay with their bins. Validation reads the
+        forward one.
     checkpoint_filename
         Where `save` writes and `load` reads.
     head, head_options
@@ -149,6 +153,7 @@ class Trainer:
         biotypes_metadata_delimiter: str = " | ",
         experiments_json_path: Path | str | None = None,
         balance_sampling_by_target: bool = True,
+        rc_aug: bool = False,
         checkpoint_filename: Path | str = "./checkpoint.safetensors",
         head: str = "adapter",
         head_options: Mapping[str, Any] | None = None,
@@ -165,7 +170,8 @@ class Trainer:
                 parts_of(trunk, proteins, contexts, binary=True, where="Trainer"),
             )
             head, head_options = model.head.name, model.head.settings()["options"]
-        embedder = EnformerEmbedder(load_trunk(trunk_folder(trunk, cache)), device=device)
+        loaded = load_trunk(trunk_folder(trunk, cache))
+        embedder = EnformerEmbedder(loaded, device=device)
         bin_bp = embedder.geometry.bin_bp
         if context_length < bin_bp or context_length % bin_bp:
             raise ConfigError(f"context_length {context_length} is no multiple of {bin_bp} bp", where="Trainer")
@@ -200,6 +206,8 @@ class Trainer:
         )
         self.selection = _selected(self.store, chosen)
         names = _embedded(self.store, self.selection, chromosomes[1], embedder, proteins, contexts)
+        if rc_aug:
+            _embed_other_strand(self.store, self.selection, EnformerEmbedder(loaded, strand="reverse", device=device))
         self.config = TrainConfig(
             head=head,
             options=dict(head_options or {}),
@@ -214,6 +222,7 @@ class Trainer:
             schedule="constant",
             clip=grad_clip_norm or 0.0,
             balance="factor" if balance_sampling_by_target else "none",
+            both_strands=rc_aug,
             validate_every=max(1, validate_every),
             device=device,
             seed=seed,
@@ -326,3 +335,10 @@ def _embedded(
     valid = [np.arange(*store.tiling.first_window[chrom : chrom + 2]) for chrom in chroms]
     windows = np.unique(np.concatenate([table["window"].astype(np.int64), *valid]))
     return embed_all(store, embedder, proteins, contexts, windows)
+
+
+def _embed_other_strand(store: Store, selection: Selection, embedder: EnformerEmbedder) -> None:
+    """Embed the reverse strand of what training reads."""
+    windows = np.unique(selection.columns("train", names=("window",))["window"].astype(np.int64))
+    name = embedder.spec(store.meta.genome, store.grid).short_id
+    embed_windows(store, embedder, name=name, windows=windows).require_complete()

@@ -42,6 +42,8 @@ class TrainConfig:
     """Share of the bins drawn from those that any training experiment binds; dense only."""
     batch_rows: int = 256
     """Rows per step; rows only."""
+    both_strands: bool = False
+    """Read each row of a pass from either strand, as the seed decides: the store has both; rows only."""
     lr: float = 1e-3
     """Highest learning rate of AdamW."""
     lr_scale: Mapping[str, Any] = field(default_factory=dict)
@@ -95,5 +97,7 @@ class TrainConfig:
             raise ConfigError("average in [0, 1), clip and weight_decay of at least 0 are needed", where="train")
         if not 0 <= self.bound_share <= 1 or not 0 <= self.warmup < 1 or self.lr <= 0:
             raise ConfigError("bound_share in [0, 1], warmup in [0, 1) and lr above 0 are needed", where="train")
+        if self.both_strands and self.pairing != "rows":
+            raise ConfigError("both_strands needs pairing = rows", where="train")
         if self.permute_labels and self.pairing != "dense":
             raise ConfigError("permute_labels needs pairing = dense", where="train")

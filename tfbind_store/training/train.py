@@ -43,6 +43,7 @@ from tfbind_store.learning.state import optimizer_tensors, put_back, read_state,
 from tfbind_store.precompute.weights import pick_device
 from tfbind_store.query.loader import Loader
 from tfbind_store.query.selection import Selection
+from tfbind_store.query.strands import other_strand
 from tfbind_store.scoring.signals import HALF_WIDTHS, Signals
 from tfbind_store.store.folder import Store
 from tfbind_store.training.batches import (
@@ -274,9 +275,19 @@ class TrainingRun:
         loader = Loader(
             material.store, material.selection, "train",
             arrays=material.arrays, batch_size=config.batch_rows, seed=config.seed, balance=config.balance,
+            reverse=self._other_strand() if config.both_strands else "",
         )  # fmt: skip
         signals = None if self.signals is None else RowSignals(material.store, material.selection, self.signals)
         return RowSource(loader, self.device, self.processes, signals)
+
+    def _other_strand(self) -> str:
+        """Return the array that holds the other strand of the windows."""
+        store, name = self.material.store, self.material.arrays.windows
+        found = other_strand(store, name)
+        if found is None:
+            fix = f"tfbind embed {store.path} windows --name NAME --set strand=reverse, with the same model"
+            raise ConfigError(f"the store has no other strand of {name}", where="both_strands", fix=fix)
+        return found
 
     def _signals(self, head: Head | None) -> Signals | None:
         """Return the signals that the head is to read, where the selection declares some and it can."""
