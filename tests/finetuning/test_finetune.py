@@ -1,19 +1,22 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
+import pyBigWig
 import pytest
 import torch
 from click.testing import CliRunner
 
-from tests.planted import make_planted
+from tests.planted import CHROMS, make_planted
 from tfbind_store.cli import main
 from tfbind_store.errors import ConfigError, SpecError, StoreExists, TrainingError
 from tfbind_store.finetuning import finetune
 from tfbind_store.finetuning.feed import FinetuneFeed, validation_windows
 from tfbind_store.finetuning.finetune import FinetuneConfig, finetune_run
 from tfbind_store.finetuning.live_model import LiveTrunk, require_trunk_of
-from tfbind_store.heads import read_header
+from tfbind_store.heads import load_checkpoint, read_header, save_checkpoint
+from tfbind_store.ingest import import_signals
 from tfbind_store.precompute.embedder import make_sequence_embedder
 from tfbind_store.precompute.enformer import EnformerEmbedder, load_trunk, random_trunk, save_trunk
 from tfbind_store.precompute.esm import NOT_USED, random_esm2
@@ -21,7 +24,8 @@ from tfbind_store.precompute.esm_save import save_esm2
 from tfbind_store.precompute.rows import embed_factors
 from tfbind_store.precompute.run import embed_windows
 from tfbind_store.precompute.trunk_files import trunk_tensors
-from tfbind_store.query.selection import Selection
+from tfbind_store.pretraining.feed import Stretch
+from tfbind_store.query.selection import Selection, make_selection
 from tfbind_store.scoring.bins import load_run
 from tfbind_store.training.material import gather_material, validate
 from tfbind_store.training.train import TrainConfig, train_head
@@ -277,3 +281,61 @@ def test_cuda_fine_tunes_like_the_cpu(world):
         tune(world, f"on-{device}", mode="all", device=device, trunk_lr=1e-4).metrics for device in ("cpu", "cuda")
     ]
     assert found[1]["valid_loss"] == pytest.approx(found[0]["valid_loss"], rel=1e-2)
+
+
+class TestSignals:
+    """A head that reads a biotype's signal reads it in fine-tuning too."""
+
+    @pytest.fixture
+    def signalled(self, world, tmp_path):
+        """A run whose head takes a strong part from the signal of cellA."""
+        store = world[0]
+        rng = np.random.default_rng(0)
+        with pyBigWig.open(str(tmp_path / "cellA.bw"), "w") as file:
+            file.addHeader(list(CHROMS.items()))
+            for chrom, length in CHROMS.items():
+                values = np.repeat(rng.gamma(1.0, 5.0, length // 32 + 1), 32)[:length]
+                file.addEntries(chrom, 0, values=values.tolist(), span=1, step=1)
+        (tmp_path / "s.tsv").write_text("track\tbiotype\ncellA\tcellA\n")
+        import_signals(store, tmp_path, annotation=tmp_path / "s.tsv")
+        split = Selection.open(store, "all").config
+        make_selection(
+            store, "open", replace(split, signals="signals", allow_leaks=("paralog", "trunk")), overwrite=True
+        )
+        config = TrainConfig(windows="tiny", proteins="composition", options=SMALL, steps=2, device="cpu", lr=3e-3)
+        train_head(store, "open", config, "open", overwrite=True)
+        path = store.run_dir("open") / "head.safetensors"
+        head, header = load_checkpoint(path)
+        with torch.no_grad():
+            head.signal.net[-1].weight.normal_(std=3.0, generator=torch.Generator().manual_seed(0))
+        save_checkpoint(path, head, header)
+        return store
+
+    def test_what_validates_before_is_what_stored_windows_say_with_their_signal(self, world, signalled):
+        run = load_run(signalled, "open")
+        material = gather_material(
+            signalled, Selection.open(signalled, "open"), run.arrays, device=torch.device("cpu"), max_valid_bins=10**6
+        )
+        material.source.signals = run.source.signals
+        wanted = validate(run.head, material, FinetuneConfig().loss)["valid_loss"]
+        material.source.signals = None
+        without = validate(run.head, material, FinetuneConfig().loss)["valid_loss"]
+        result = tune(world, "open-ln", run="open", steps=1, validate_every=1, mode="layernorm")
+        assert result.before["valid_loss"] == pytest.approx(wanted, rel=2e-3)
+        assert abs(without - wanted) > 0.05 * wanted
+        assert read_header(result.run / "head.safetensors").signals["name"] == "signals/signals"
+
+    def test_bins_are_those_of_the_stretch_either_way(self, world):
+        store = world[0]
+        feed = FinetuneFeed(store, Selection.open(store, "all"), FinetuneConfig(shift_bp=2))
+        tiling, n_bins = store.tiling, store.grid.n_bins
+        stride, last = store.grid.stride_bp, int(tiling.first_window[1]) - 1
+        whole = np.arange(n_bins)
+        for shift in (-2, 0, 2):
+            for window, start in ((1, stride), (0, 0)):
+                forward = feed._bins(Stretch(0, start + shift, False))
+                assert forward.tolist() == (window * n_bins + whole).tolist()
+                assert feed._bins(Stretch(0, start + shift, True)).tolist() == forward[::-1].tolist()
+        ends = feed._bins(Stretch(0, last * stride, False))
+        n_real = tiling.n_real_bins(0) - last * n_bins
+        assert ends[:n_real].tolist() == (last * n_bins + whole[:n_real]).tolist()

@@ -30,6 +30,9 @@ class WindowBatch(NamedTuple):
     codes: UInt8[np.ndarray, "b bp"]
     labels: Float32[np.ndarray, "b n p"]
     pairs: Experiments
+    bins: Int64[np.ndarray, "b n"]
+    """The store's bin that holds the middle of each bin, for what is stored beside the DNA; past a chromosome's end,
+    where nothing is labelled, its last one."""
 
 
 class FinetuneFeed:
@@ -67,7 +70,14 @@ class FinetuneFeed:
         n_experiments = len(self.experiments.experiment_id)
         chosen = np.sort(rng.choice(n_experiments, min(self.config.pairs_per_step, n_experiments), replace=False))
         batch = self.tracks.batch(stretches)
-        return WindowBatch(batch.codes, batch.labels[..., chosen], self.experiments.take(chosen))
+        bins = np.stack([self._bins(stretch) for stretch in stretches])
+        return WindowBatch(batch.codes, batch.labels[..., chosen], self.experiments.take(chosen), bins)
+
+    def _bins(self, stretch: Stretch) -> Int64[np.ndarray, " n"]:
+        own, bin_bp = self.tracks.evidence.tiling.global_bins(stretch.chrom), self.tracks.bin_bp
+        local = (stretch.start + np.arange(self.tracks.n_bins) * bin_bp + bin_bp // 2) // bin_bp
+        found = np.asarray(own[np.clip(local, 0, len(own) - 1)], dtype=np.int64)
+        return found[::-1].copy() if stretch.is_reverse else found
 
     def _counts(self, stretch: Stretch) -> bool:
         evidence = self.tracks.evidence

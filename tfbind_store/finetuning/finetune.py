@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -32,6 +32,7 @@ from tfbind_store.finetuning.feed import FinetuneFeed, ValidationWindows, Window
 from tfbind_store.finetuning.live_model import LiveProteins, LiveTrunk, require_trunk_of
 from tfbind_store.finetuning.modes import set_protein_mode, set_running, set_trunk_mode
 from tfbind_store.heads import cell_losses, save_checkpoint
+from tfbind_store.heads.signal import Signal
 from tfbind_store.learning.optimiser import adamw, clip, set_rate
 from tfbind_store.learning.passes import Place, endless
 from tfbind_store.learning.runlog import RunLog
@@ -275,7 +276,9 @@ class _Tuner:
         features = self.trunk(batch.codes, self.feed.tracks.n_bins)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
             pairs = self.loaded.head.encode(self._pairs(batch.pairs))
-            logits = self.loaded.head.score_pairs(features.flatten(0, 1), pairs, max_cells=batch.labels.size)
+            signal = self._signal(batch.pairs, batch.bins.reshape(-1))
+            cells = batch.labels.size
+            logits = self.loaded.head.score_pairs(features.flatten(0, 1), pairs, max_cells=cells, signal=signal)
         return logits.view(batch.labels.shape)
 
     def _pairs(self, pairs: Experiments) -> Batch[Tensor]:
@@ -284,6 +287,10 @@ class _Tuner:
             return inputs
         live = self.proteins.get(np.unique(pairs.factor_id))
         return inputs._replace(protein=live.protein, mask=live.mask, subunit=live.subunit)
+
+    def _signal(self, pairs: Experiments, bins: Int64[np.ndarray, " k"]) -> Signal | None:
+        """Return the stored signal of bins, for a head that reads one."""
+        return None if self.loaded.head.signal is None else self.loaded.source.signal(pairs.biotype_id, bins)
 
     @torch.no_grad()
     def _validated(self) -> dict[str, float]:
@@ -296,9 +303,12 @@ class _Tuner:
 
     def _scores(self, windows: ValidationWindows) -> Any:
         pairs = self.loaded.head.encode(self._pairs(windows.valid.experiments))
+        at = 0
         for codes, places in windows.codes(self.store, self.config.windows_per_step):
             features = self.trunk(codes, self.store.grid.n_bins).flatten(0, 1)[torch.from_numpy(places)]
-            yield self.loaded.head.score_pairs(features, pairs).float().cpu().numpy()
+            signal = self._signal(windows.valid.experiments, windows.valid.bins[at : at + len(places)])
+            at += len(places)
+            yield self.loaded.head.score_pairs(features, pairs, signal=signal).float().cpu().numpy()
 
     def _look(self) -> None:
         """Validate, log, and keep the weights if they are the best so far."""
