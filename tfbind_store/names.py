@@ -20,6 +20,9 @@ DEFAULT_SYNONYMS: Mapping[str, str] = {"RXR": "RXRA"}
 EPITOPE_TAGS = frozenset({"eGFP", "EGFP", "GFP", "mCherry", "FLAG", "3xFLAG", "V5", "HA", "3xHA", "HaloTag"})
 """What ENCODE writes before the gene of a tagged construct (eGFP-ZNF580)."""
 
+CELLULAR = frozenset({"c", "C"})
+"""What older catalogs write before a proto-oncogene, to tell it from the virus's own (c-Myc, c-Jun)."""
+
 PATH_SAFE = re.compile(r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z))[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Names that may become part of a path; device names of Windows are left out."""
 
@@ -122,12 +125,11 @@ def parse_factor_name(
     """Return the genes that a factor's name stands for.
 
     Tried in this order, and the first that fits wins: the whole name is a known symbol or synonym; a modification
-    follows an underscore (``SOX2_K4ac``) or as ENCODE writes it (``POLR2AphosphoS5``); all pieces between hyphens are
-    known, longest pieces first, where a short piece may stand for an end of the symbol before it (``SMAD2-3``), after
-    an epitope tag or not, before a species or not (``CTCF-human``, ``/targets/CTCF-human/``, as ENCODE does). A
-    complex with an unknown member keeps all its members, the unknown one too, so that nobody takes it for its known
-    part. A name of which
-    nothing is known stays whole.
+    follows an underscore (``SOX2_K4ac``) or as ENCODE writes it (``POLR2AphosphoS5``); all pieces between hyphens
+    are known, longest pieces first, where a short piece may stand for an end of the symbol before it (``SMAD2-3``),
+    after an epitope tag or the c of c-Jun or not, before a species or not (``CTCF-human``,
+    ``/targets/CTCF-human/``, as ENCODE does). A complex with an unknown member keeps all its members, the unknown
+    one too, so that nobody takes it for its known part. A name of which nothing is known stays whole.
 
     Parameters
     ----------
@@ -200,7 +202,7 @@ def _all_known(name: str, known: Container[str], synonyms: Mapping[str, str] | N
     if len(pieces) == 1 or len(pieces) > 2 * MAX_PARTS or not all(pieces):
         return None
     found = _cover(pieces, 0, (), known, synonyms)
-    if found is None and pieces[0] in EPITOPE_TAGS:
+    if found is None and pieces[0] in EPITOPE_TAGS | CELLULAR:
         found = _cover(pieces, 2, (), known, synonyms)
     return found
 
