@@ -121,7 +121,7 @@ def load_borzoi(folder: Path) -> Any:
     path = first_file(folder, ["config.json"], what="Borzoi config")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"not valid JSON: {error}", where=str(path)) from error
     if not isinstance(config, dict) or config.get("model_type") != "borzoi":
         raise WeightsError("no Borzoi config: model_type is not borzoi", where=str(path))

@@ -326,7 +326,7 @@ def fair_name(name: str) -> str:
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"not valid JSON: {error}", where=str(path)) from error
     fixed = {"model_type": "esm", "position_embedding_type": "rotary", "emb_layer_norm_before": False}
     for name, wanted in fixed.items():

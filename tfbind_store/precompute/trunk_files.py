@@ -161,7 +161,7 @@ def load_trunk(folder: Path | str, *, use_tf_gamma: bool | None = None) -> Trunk
     folder = Path(folder)
     path = first_file(folder, WEIGHT_FILES, what="Enformer weights")
     tensors, metadata = read_safetensors(path) if path.suffix == ".safetensors" else (read_tensors(path), {})
-    config, card = _read_card(metadata)
+    config, card = _read_card(metadata, where=str(path))
     if config is None:
         config = _read_config(folder / CONFIG_FILE)
     if use_tf_gamma is not None:
@@ -169,9 +169,21 @@ def load_trunk(folder: Path | str, *, use_tf_gamma: bool | None = None) -> Trunk
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(DOUBLED)}
     if not any(name.startswith(HEADS) for name in tensors):
         config["output_heads"] = {}
+    _require_fit(config, tensors, where=str(path))
     model = build_trunk(config, where=str(folder))
     fill(model, tensors, where=str(path))
     return Trunk(model.eval(), card)
+
+
+def _require_fit(config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Refuse a config of another model than the weights' before anything of its size is made."""
+    for name in ("depth", "num_downsamples"):
+        size = config.get(name)
+        if size is not None and not (isinstance(size, int) and 0 <= size <= len(tensors)):
+            what = f"the config has {name} {str(size)[:30]}, the weights are {len(tensors):,} tensors"
+            raise WeightsError(what, where=where, fix="config and weights are of different models: copy both again")
+    with torch.device("meta"):
+        require_names_and_shapes(build_trunk(config, where=where), tensors, where=where)
 
 
 def build_trunk(architecture: Mapping[str, Any], *, where: str) -> Enformer:
@@ -187,6 +199,15 @@ def build_trunk(architecture: Mapping[str, Any], *, where: str) -> Enformer:
 
 def fill(model: Enformer, tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
     """Copy `tensors` into `model`; exactly the doubled names may be absent."""
+    require_names_and_shapes(model, tensors, where=where)
+    for name, tensor in tensors.items():
+        if not bool(tensor.isfinite().all()) or (name.endswith("running_var") and bool((tensor < 0).any())):
+            raise WeightsError(f"{name} holds numbers that no training leaves", where=where, fix="copy it again")
+    model.load_state_dict(dict(tensors), strict=False)
+
+
+def require_names_and_shapes(model: Enformer, tensors: Mapping[str, torch.Tensor], *, where: str) -> None:
+    """Refuse tensors that are not the model's own, counters and doubled names aside."""
     own = trunk_tensors(model)
     counters = {name for name in own if name.endswith("num_batches_tracked")}
     absent, odd = sorted(set(own) - set(tensors) - counters), sorted(set(tensors) - set(own))
@@ -195,10 +216,10 @@ def fill(model: Enformer, tensors: Mapping[str, torch.Tensor], *, where: str) ->
             f"weights do not fit their config: {len(absent)} absent {absent[:2]}, {len(odd)} unknown {odd[:2]}",
             where=where,
         )
-    try:
-        model.load_state_dict(dict(tensors), strict=False)
-    except RuntimeError as error:
-        raise WeightsError(f"weights do not fit their config: {str(error)[:300]}", where=where) from error
+    for name, tensor in tensors.items():
+        if tensor.shape != own[name].shape:
+            what = f"weights do not fit their config: {name} is {list(tensor.shape)}, not {list(own[name].shape)}"
+            raise WeightsError(what, where=where)
 
 
 def _safetensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> list[bytes]:
@@ -210,15 +231,21 @@ def _safetensors(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
     return [len(header).to_bytes(8, "little"), header, whole[end:]]
 
 
-def _read_card(metadata: Mapping[str, str]) -> tuple[dict[str, Any] | None, TrunkCard]:
+def _read_card(metadata: Mapping[str, str], *, where: str) -> tuple[dict[str, Any] | None, TrunkCard]:
     """Return architecture and card out of the metadata that `save_trunk` wrote; an empty card out of any other."""
-    if CARD_FORMAT in metadata:
-        stated = json.loads(metadata[CARD_FORMAT])
-    elif metadata.get("format") == FIRST_CARD_FORMAT:
-        stated = {name: json.loads(metadata[name]) for name in ("config", "trained_on", "notes")}
-    else:
-        return None, TrunkCard()
-    return dict(stated["config"]), TrunkCard(trained_on=stated["trained_on"], notes=stated["notes"])
+    try:
+        if CARD_FORMAT in metadata:
+            stated = json.loads(metadata[CARD_FORMAT])
+        elif metadata.get("format") == FIRST_CARD_FORMAT:
+            stated = {name: json.loads(metadata[name]) for name in ("config", "trained_on", "notes")}
+        else:
+            return None, TrunkCard()
+        seen = stated["trained_on"]
+        if seen is not None and not all(isinstance(names, list) for names in seen.values()):
+            raise TypeError("what it was trained on is no list of names")
+        return dict(stated["config"]), TrunkCard(trained_on=seen, notes=dict(stated["notes"]))
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"its card is not one that we write: {error!r:.200}", where=where) from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -226,7 +253,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise WeightsError("no config.json beside the weights", where=str(path), fix="copy it there") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"not valid JSON: {error}", where=str(path)) from error
     if not isinstance(values, dict) or "dim" not in values:
         raise WeightsError("no Enformer config: it has no dim", where=str(path))
