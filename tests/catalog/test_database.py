@@ -2,6 +2,8 @@
 
 import gzip
 import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -94,6 +96,19 @@ class TestReading:
         for opening in (Catalog.open_snapshot, Catalog.open_writer):
             with pytest.raises(CatalogError, match=f"schema 999, this version (reads|writes) {newest_schema()}"):
                 opening(path)
+
+
+@pytest.mark.parametrize("opened", ["reader", "writer"])
+def test_no_progress_is_drawn_where_duckdb_takes_itself_for_a_notebook(path, opened):
+    """Under ``python -c``, with output that others read as JSON."""
+    open_it = "open_snapshot" if opened == "reader" else "open_writer"
+    code = (
+        "import sys; from pathlib import Path; from tfbind_store.catalog.database import Catalog;"
+        f"catalog = Catalog.{open_it}(Path(sys.argv[1]));"
+        "print(catalog.one(\"SELECT current_setting('enable_progress_bar')\"))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert done.stdout == "(False,)\n"
 
 
 class TestWriting:

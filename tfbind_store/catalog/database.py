@@ -72,9 +72,8 @@ class Catalog:
     def open_writer(cls, path: Path) -> Catalog:
         """Open the working file for writing, making or migrating its schema. The caller holds the store's lock."""
         with _catalog_errors(path):
-            connection = duckdb.connect(
-                str(path),
-                config={"storage_compatibility_version": STORAGE_VERSION, "memory_limit": WRITER_MEMORY},
+            connection = _connected(
+                str(path), storage_compatibility_version=STORAGE_VERSION, memory_limit=WRITER_MEMORY
             )
             catalog = cls(connection, path, is_snapshot=False)
             try:
@@ -230,13 +229,13 @@ class Catalog:
             raise CatalogError("there is no such Parquet file", where=str(path))
         chosen = "*" if columns is None else ", ".join(f'"{name}"' for name in map(_name, columns))
         fix = f"run the command again that wrote {path.name}"
-        with _catalog_errors(path, fix=fix), duckdb.connect() as connection:
+        with _catalog_errors(path, fix=fix), _connected() as connection:
             return to_columns(connection.execute(f"SELECT {chosen} FROM read_parquet(?)", [str(path)]).fetchnumpy())
 
     @staticmethod
     def write_parquet(path: Path, columns: Mapping[str, Any]) -> None:
         """Write columns to a Parquet file, whole or not at all."""
-        with duckdb.connect() as connection:
+        with _connected() as connection:
             writer = Catalog(connection, path, is_snapshot=False)
             with writer.registered("outgoing_rows", columns):
                 writer.to_parquet("SELECT * FROM outgoing_rows", path)
@@ -249,7 +248,7 @@ class Catalog:
         kinds = [kind if _PLAIN_TYPE.fullmatch(kind) else "VARCHAR" for kind in types]
         columns = ", ".join(f'"c{place}" {kind}' for place, kind in enumerate(kinds))
         renamed = ", ".join(f'"c{place}" AS "{_quoted(name)}"' for place, name in enumerate(names))
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder, duckdb.connect(f"{folder}/rows.duckdb") as held:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder, _connected(f"{folder}/rows.duckdb") as held:
             writer = Catalog(held, path, is_snapshot=False)
             writer.execute(f"CREATE TABLE outgoing_rows ({columns})")
             for batch in batches:
@@ -359,10 +358,17 @@ class Catalog:
                 _log.info("catalog %s: schema %d", self.path, number)
 
 
+def _connected(database: str = ":memory:", **config: Any) -> duckdb.DuckDBPyConnection:
+    """Open a database that prints nothing: in notebooks and under ``python -c`` DuckDB would draw its progress."""
+    connection = duckdb.connect(database, config=config)
+    connection.execute("SET enable_progress_bar = false")
+    return connection
+
+
 def _attached(path: Path) -> duckdb.DuckDBPyConnection:
     if not path.is_file():
         raise CatalogError("there is no catalog", where=str(path), fix="check the path of the store")
-    connection = duckdb.connect(":memory:")
+    connection = _connected()
     try:
         connection.execute(f"ATTACH {_literal(path)} AS catalog (READ_ONLY)")
         connection.execute("USE catalog")

@@ -77,6 +77,7 @@ def _connect(duckdb: Any, request: dict[str, Any]) -> Any:
     for setting, value in (
         ("memory_limit", f"{request['memory_bytes']}B"),
         ("threads", 2),
+        ("enable_progress_bar", False),
         ("temp_directory", ""),
         ("python_enable_replacements", False),
         ("autoinstall_known_extensions", False),
