@@ -19,7 +19,8 @@ from tfbind_store.evaluation.evaluate import EvaluateConfig, evaluate_run
 from tfbind_store.heads import load_checkpoint, save_checkpoint
 from tfbind_store.heads.signal_gate import SignalGate, load_gate, save_gate
 from tfbind_store.ingest import import_signals
-from tfbind_store.loci import Grid, Tiling
+from tfbind_store.interpretation.residue_maps import residue_map
+from tfbind_store.loci import Grid, Locus, Tiling
 from tfbind_store.metrics.ranking import score_binary
 from tfbind_store.precompute.composition import CompositionEmbedder
 from tfbind_store.precompute.embedder import make_text_embedder
@@ -248,6 +249,8 @@ def test_everything_that_scores_reads_it(store: Store, tmp_path: Path) -> None:
         )
         found = np.array(pyBigWig.open(str(out)).values("chr4", 0, CHROMS["chr4"]))[::BIN_BP]
         np.testing.assert_allclose(found, wanted, atol=1e-4)
+    seen = residue_map(store, "inside", "WEA", "cellC", Locus("chr4", 640, 1_600))
+    np.testing.assert_allclose(seen.logits, wanted[640 // BIN_BP : 1_600 // BIN_BP], atol=1e-4)
     found = {}
     for with_signal in (True, False):
         columns = evaluate_run(store, "inside", EvaluateConfig(with_signal=with_signal, with_oracle=False)).columns

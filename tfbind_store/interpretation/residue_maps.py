@@ -118,7 +118,9 @@ def residue_map(store: Store, run_name: str, factor: str, biotype: str | None, l
         raise ConfigError(what, where=str(locus), fix="choose a shorter locus")
     with torch.inference_mode():
         dna = BinReader(store.array(run.arrays.windows), run.source.device)(bins)
-        found = run.head.intermediates(batch._replace(dna=dna.unsqueeze(0)))
+        signal = None if run.head.signal is None else run.source.signal(np.array([biotype_id]), bins)
+        numbers = None if signal is None else signal.values.transpose(0, 1)
+        found = run.head.intermediates(batch._replace(dna=dna.unsqueeze(0), signal=numbers))
     views = {name: view[:, mask] for name, view in views_of(found, len(mask)).items()}
     if not views:
         what = f"a {run.head.name} head keeps nothing that tells residues apart"
