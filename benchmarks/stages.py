@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from tfbind_store.training.train import TrainConfig, is_finished, train_head
 SIZES = ConvnetSizes(motifs=192, dim=160, depth=6, dropout=0.2)
 NEGATIVES = ("random:2", "scoped:2", "gc:2", "shifted:2", "random:1,scoped:1")
 SELECTION = "held_out"
+GATHERED = ("scores", "cpu_s", "trunks")
+"""Results that come one by one."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Stages:
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.data, self.effort, self.heads = out, data, effort, heads
         self.results_path = out / "results.json"
-        self.results: dict[str, Any] = {"scores": {}, "cpu_s": {}, "trunks": {}}
+        self.results: dict[str, Any] = {name: {} for name in GATHERED}
         if self.results_path.exists():
             self.results = json.loads(self.results_path.read_text())
 
@@ -61,8 +64,13 @@ class Stages:
         return Store.open(self.out / f"{self.name}.store")
 
     def keep(self) -> None:
-        """Write the results."""
-        part = self.results_path.with_suffix(".part")
+        """Write the results; what another process has added meanwhile stays."""
+        if self.results_path.exists():
+            there = json.loads(self.results_path.read_text())
+            for name in GATHERED:
+                self.results[name] = {**there.get(name, {}), **self.results[name]}
+            self.results = {**there, **self.results}
+        part = self.results_path.with_suffix(f".{os.getpid()}")
         part.write_text(json.dumps(self.results))
         part.replace(self.results_path)
 
