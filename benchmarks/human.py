@@ -1,4 +1,4 @@
-"""Cell types: chromosome 22 of hg19, 32 factors in up to nine cell types, blocks of one megabase kept apart.
+"""Cell types: chromosome 22 of hg19, 29 factors in up to nine cell types, blocks of one megabase kept apart.
 
     python benchmarks/human.py OUT_DIR            # all stages, on human_hg19_chr22 of $TFBIND_TEST_DATA
     python benchmarks/human.py OUT_DIR --quick    # less of everything, for one session

@@ -56,7 +56,7 @@ class Stages:
         self.results_path = out / "results.json"
         self.results: dict[str, Any] = {name: {} for name in GATHERED}
         if self.results_path.exists():
-            self.results = json.loads(self.results_path.read_text())
+            self.results |= json.loads(self.results_path.read_text())
 
     @property
     def open(self) -> Store:
