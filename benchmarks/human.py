@@ -7,7 +7,7 @@ The FASTA has 25 of chromosome 22's 51 megabases; the rest is N, which is neithe
 megabase are drawn by seed for training (70 %), validation and test, and each loses 16 kb at either end, so that no
 window reads into another split's block. Peaks are ENCODE-DREAM's conservative ones; what is in the relaxed ones alone
 is ambiguous and left out. One cell type and four factors drawn by seed are in no training, neither the trunk's nor
-the heads'. Scores as in ``yeast.py``. A small trunk on a seventh of a percent of a genome: what can be learned here
+the heads'. Scores as in ``yeast.py``. A small trunk on less than a hundredth of a genome: what can be learned here
 is little, and the table says how little. The last line is one JSON object.
 """
 
@@ -17,7 +17,7 @@ import os
 from pathlib import Path
 
 import numpy as np
-from stages import SELECTION, Effort, Stages, arguments, go
+from stages import MAIN, SELECTION, Effort, Stages, arguments, go
 
 from tfbind_store.ingest import import_loci
 from tfbind_store.precompute.embedder import make_sequence_embedder, make_text_embedder
@@ -107,10 +107,8 @@ class Human(Stages):
         """Trunk and head on peaks at random places, scored on the measured ones."""
         self.pretrain("control", self.effort.control_passes, permuted=True)
         self.embed("control", "control")
-        steps = max(1, self.effort.steps // 3)
-        self.table(
-            "control", {"permuted": self.seeds("control", 1, windows="control", permute_labels=True, steps=steps)}
-        )
+        config = {"head": MAIN, "windows": "control", "permute_labels": True, **self.budget(MAIN)}
+        self.table("control", {"permuted": self.seeds("control", 1, **config)})
 
 
 STAGES = ("store", "trunk", "heads", "negatives", "control")

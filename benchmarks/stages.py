@@ -27,6 +27,10 @@ from tfbind_store.training.train import TrainConfig, is_finished, train_head
 SIZES = ConvnetSizes(motifs=192, dim=160, depth=6, dropout=0.2)
 NEGATIVES = ("random:2", "scoped:2", "gc:2", "shifted:2", "random:1,scoped:1")
 SELECTION = "held_out"
+MAIN = "two_tower"
+"""The head with which everything but heads is compared: it costs a fifth of an `adapter`."""
+TIMES = {"adapter": 1, "two_tower": 3, "bilinear": 4, "linear": 6}
+"""Steps for each step of an `adapter`, so that a training of any head costs about as much."""
 GATHERED = ("scores", "cpu_s", "trunks")
 """Results that come one by one."""
 
@@ -122,19 +126,31 @@ class Stages:
         numbers = range(n or self.effort.seeds)
         return over_seeds([self.run(f"{name}-{seed}", selection, seed=seed, **config) for seed in numbers])
 
+    def head(self, head: str, windows: str = "windows", n: int | None = None) -> dict[str, Row]:
+        """Return the means over seeds of one head on one array, trained as long as any other."""
+        name = head if windows == "windows" else f"{head}-{windows}"
+        return self.seeds(name, n, head=head, windows=windows, **self.budget(head))
+
+    def budget(self, head: str) -> dict[str, int]:
+        """Return the steps of a head."""
+        steps = self.effort.steps * TIMES.get(head, 1)
+        return {"steps": steps, "validate_every": max(1, steps // 3)}
+
     def compare_heads(self) -> None:
         """Each head on the trained trunk's embeddings, with several seeds."""
-        self.table("heads", {head: self.seeds(head, head=head, windows="windows") for head in self.heads})
+        table = {}
+        for head in self.heads:
+            table[head] = self.head(head)
+            self.table("heads", table)
 
     def compare_negatives(self) -> None:
         """One head on rows with one kind of negatives each, and on all bins of the training places."""
         table = {}
-        head = {"head": "two_tower", "windows": "windows"}
         for at, kinds in enumerate(NEGATIVES):
             self.select(f"negatives{at}", kinds)
-            rows = {**head, "pairing": "rows", "batch_rows": 512}
-            table[kinds] = self.seeds(f"rows{at}", 1, f"negatives{at}", **rows)
-        self.table("negatives", {**table, "every bin": self.seeds("two_tower", 1, **head)})
+            config = {"head": MAIN, "windows": "windows", "pairing": "rows", "batch_rows": 512, **self.budget(MAIN)}
+            table[kinds] = self.seeds(f"rows{at}", 1, f"negatives{at}", **config)
+        self.table("negatives", {**table, "every bin": self.head(MAIN, n=1)})
 
     def table(self, name: str, table: Mapping[str, Mapping[str, Row]]) -> None:
         """Keep a table."""

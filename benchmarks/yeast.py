@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from holdout_scores import ENOUGH, Row
-from stages import SELECTION, SIZES, Effort, Stages, arguments, go
+from stages import MAIN, SELECTION, SIZES, Effort, Stages, arguments, go
 from yeast_error_analysis import explain
 
 from tfbind_store.catalog.database import Catalog
@@ -96,30 +96,29 @@ class Yeast(Stages):
         made = {"int8": ProjectConfig(int8=True), "axes256": ProjectConfig(dim=256), "axes64": ProjectConfig(dim=64)}
         for name, config in made.items():
             project_array(self.open, "embeddings/windows", config, name=name)
-        table = {"fp16": self.seeds("adapter", head="adapter", windows="windows")}
-        for name in (*made, "random"):
-            table[name] = self.seeds(name, head="adapter", windows=name)
-        self.table("arrays", table)
+        table = {}
+        for label, name in {"fp16": "windows", **{name: name for name in made}, "untrained": "random"}.items():
+            table[label] = self.head(MAIN, name)
+            self.table("arrays", table)
 
     def control(self) -> None:
         """Trunk and head on peaks at random places, scored on the measured ones."""
         self.pretrain("control", self.effort.control_passes, permuted=True)
         self.embed("control", "control")
-        steps = max(1, self.effort.steps // 3)
-        self.table(
-            "control", {"permuted": self.seeds("control", 1, windows="control", permute_labels=True, steps=steps)}
-        )
+        config = {"head": MAIN, "windows": "control", "permute_labels": True, **self.budget(MAIN)}
+        self.table("control", {"permuted": self.seeds("control", 1, **config)})
 
     def baselines(self) -> None:
         """All that `tfbind evaluate` says of one run, and why some factors are hard."""
-        self.run("adapter-0", seed=0, head="adapter", windows="windows")
-        path = self.open.run_dir("adapter-0") / "scores.parquet"
+        self.head(MAIN, n=1)
+        run = f"{MAIN}-0"
+        path = self.open.run_dir(run) / "scores.parquet"
         if not path.exists():
-            evaluate_run(self.open, "adapter-0", EvaluateConfig(motifs=self.data / "JASPAR2024_yeast.jaspar"))
+            evaluate_run(self.open, run, EvaluateConfig(motifs=self.data / "JASPAR2024_yeast.jaspar"))
         columns = Catalog.read_parquet(path)
         rows = [dict(zip(columns, row, strict=True)) for row in columns.rows()]
         self.results["baselines"] = _by_scorer(rows)
-        self.results["errors"] = explain(self.open, "adapter-0")
+        self.results["errors"] = explain(self.open, run)
         self.keep()
 
     def print(self) -> None:
