@@ -30,8 +30,8 @@ from tfbind_store.prediction.asked_pairs import Asked
 from tfbind_store.prediction.predict import PredictConfig, predict
 from tfbind_store.query.selection import Selection, SelectionConfig, make_selection
 from tfbind_store.query.splits import SplitConfig
-from tfbind_store.scoring.bins import load_run, score_bins
-from tfbind_store.scoring.gate import open_gate, score_with_signal
+from tfbind_store.scoring.bins import LoadedRun, load_run, score_bins
+from tfbind_store.scoring.gate import open_gate
 from tfbind_store.scoring.signals import HALF_WIDTHS, GenomeSignal, Signals
 from tfbind_store.store.folder import Store
 from tfbind_store.training.folds import cross_validate, fold_names
@@ -106,6 +106,16 @@ def auprcs(store: Store, scores: np.ndarray, cell: str, bins: np.ndarray) -> lis
         labels = np.isin(bins, list(bound)).astype(np.float32)
         found.append(score_binary(labels, scores[:, place]).auprc)
     return found
+
+
+def score_with_signal(
+    store: Store, run: LoadedRun, factors: np.ndarray, cells: np.ndarray, bins: np.ndarray
+) -> np.ndarray:
+    """Logits with the run's gate; a cell type without a signal has them too."""
+    gate = open_gate(store, run.name)
+    assert gate is not None
+    blocks = score_bins(run.head, run.source, factors, cells, bins)
+    return np.concatenate([gate.apply(block.scores, cells, block.global_bins) for block in blocks])
 
 
 def test_a_held_out_cell_type_is_predicted_by_its_signal(store: Store) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float32, Int64
 
 from tfbind_store.errors import CheckpointError
 from tfbind_store.heads.signal_gate import SignalGate, load_gate, trained_on
-from tfbind_store.scoring.bins import HEAD_FILE, LoadedRun, score_bins
+from tfbind_store.scoring.bins import HEAD_FILE
 from tfbind_store.scoring.signals import Signals
 from tfbind_store.store.folder import Store
 
@@ -36,17 +36,9 @@ class Gate(NamedTuple):
     ) -> Float32[np.ndarray, "k p"]:
         """Return a head's logits with the stored signal of each pair's biotype."""
         distinct, index = np.unique(biotype_ids, return_inverse=True)
-        return self.gated(scores, self.signals.at(distinct.tolist(), bins), index)
-
-    def gated(
-        self,
-        scores: Float32[np.ndarray, "k p"],
-        signal: Float32[np.ndarray, "k c s"],
-        context_index: Int64[np.ndarray, " p"],
-    ) -> Float32[np.ndarray, "k p"]:
-        """Return a head's logits with any signal."""
+        signal = self.signals.at(distinct.tolist(), bins)
         with torch.inference_mode():
-            given = (torch.from_numpy(np.ascontiguousarray(part)) for part in (scores, signal, context_index))
+            given = (torch.from_numpy(np.ascontiguousarray(part)) for part in (scores, signal, index))
             gated: Float32[np.ndarray, "k p"] = self.module(*given).numpy()
         return gated
 
@@ -78,24 +70,3 @@ def has_gate(store: Store, run_name: str) -> bool:
 def head_digest(store: Store, run_name: str) -> str:
     """Return the sha256 of a run's head."""
     return hashlib.sha256((store.run_dir(run_name) / HEAD_FILE).read_bytes()).hexdigest()
-
-
-def score_with_signal(
-    store: Store,
-    run: LoadedRun,
-    factor_ids: Int64[np.ndarray, " p"],
-    biotype_ids: Int64[np.ndarray, " p"],
-    bins: Int64[np.ndarray, " k"],
-) -> Float32[np.ndarray, "k p"]:
-    """Return the gated logits of bins, with pair i = factor i in biotype i; a biotype without a signal has them too.
-
-    Raises
-    ------
-    CheckpointError
-        If no gate was trained for the run.
-    """
-    gate = open_gate(store, run.name)
-    if gate is None:
-        raise CheckpointError("the run has no signal gate", where=run.name, fix="train one: tfbind train-signal RUN")
-    blocks = score_bins(run.head, run.source, factor_ids, biotype_ids, bins)
-    return np.concatenate([gate.apply(block.scores, biotype_ids, block.global_bins) for block in blocks])
