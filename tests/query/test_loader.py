@@ -159,6 +159,19 @@ class TestBatch:
         places = [places for _, places in loader.batches(0)]
         assert all(equal(batch, loader.read(some)) for batch, some in zip(kept, places, strict=True))
 
+    def test_epochs_side_by_side_do_not_share_what_they_read_into(self, store, selection):
+        loader = loader_of(store, selection, batch_size=20)
+        list(loader.epoch(0))
+        expected = [[batch.dna.copy() for _, batch in loader.epoch(epoch)] for epoch in (1, 2)]
+        for number, ((_, one), (_, other)) in enumerate(zip(loader.epoch(1), loader.epoch(2), strict=True)):
+            assert not np.shares_memory(one.dna, other.dna)
+            assert np.array_equal(one.dna, expected[0][number], equal_nan=True)
+            assert np.array_equal(other.dna, expected[1][number], equal_nan=True)
+
+    def test_a_batch_size_beyond_the_split_takes_no_memory_for_it(self, store, selection):
+        (batch,) = loader_of(store, selection, batch_size=10**12)
+        assert len(batch.rows) == selection.columns("train", names=("row",)).n
+
     def test_turns_and_shares_are_parts_of_the_same_batches(self, store, selection):
         loader = loader_of(store, selection, batch_size=10)
         whole = list(loader.epoch(3, first_row=20))

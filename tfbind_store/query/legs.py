@@ -133,7 +133,7 @@ class Buffers:
     """
 
     def __init__(self, make: Callable[[int], Shaped[np.ndarray, "r ..."]], n_rows: int) -> None:
-        self._make, self._n_rows = make, n_rows
+        self._make, self.n_rows = make, n_rows
         self._owned = [make(n_rows)]
         self._unused = sys.getrefcount(self._owned[0])
         self._may_count = getattr(sys, "_is_gil_enabled", lambda: True)()  # else references are counted elsewhere too
@@ -143,7 +143,7 @@ class Buffers:
         for place in range(len(self._owned)) if self._may_count else ():
             if sys.getrefcount(self._owned[place]) == self._unused:
                 return self._owned[place][:n_rows]
-        fresh = self._make(self._n_rows)
+        fresh = self._make(self.n_rows)
         if len(self._owned) < _MOST_BUFFERS:
             self._owned.append(fresh)
         return fresh[:n_rows]

@@ -150,6 +150,7 @@ class Loader:
         self._store: Store | None = store
         self._opened_arrays: dict[str, ShardedArray] = {}
         self._residents: dict[str, Resident] = {}
+        self._buffers: dict[int, Buffers] = {}
         self._proteins: FactorProteins | None = None
         self._subunits: Subunits | None = None
         self._last_proteins: tuple[bytes, FactorBatch] | None = None
@@ -197,14 +198,25 @@ class Loader:
         turn
             ``(i, n)`` reads batch i, i + n, …: processes that read in turns.
         """
-        part, n_parts = share
-        cut = list(self.batches(epoch, first_row=first_row))[turn[0] :: turn[1]]
+        n_rows = -(-min(self.batch_size, self.n_rows) // share[1])
+        buffers = self._buffers.pop(n_rows, None) or Buffers(self._empty, n_rows)  # nobody else's until this epoch ends
+        try:
+            cut = list(self.batches(epoch, first_row=first_row))[turn[0] :: turn[1]]
+            yield from self._read_all(cut, epoch, share, buffers)
+        finally:
+            self._buffers[n_rows] = buffers
+
+    def _read_all(
+        self,
+        cut: Sequence[tuple[int, Int64[np.ndarray, " b"]]],
+        epoch: int,
+        share: tuple[int, int],
+        buffers: Buffers,
+    ) -> Iterator[tuple[int, Batch[np.ndarray]]]:
         announce = _Announcer(self) if not self.resident else None
-        n_rows = -(-self.batch_size // n_parts)
-        buffers = Buffers(self._empty, n_rows)
-        at_once = batches_per_leg(n_rows, max(len(self._factors), len(self._contexts)))
+        at_once = batches_per_leg(buffers.n_rows, max(len(self._factors), len(self._contexts)))
         for begin in range(0, len(cut), at_once):
-            own = [rows[part::n_parts] for _, rows in cut[begin : begin + at_once]]
+            own = [rows[share[0] :: share[1]] for _, rows in cut[begin : begin + at_once]]
             leg = self._leg([mine if len(mine) else cut[begin + n][1][:1] for n, mine in enumerate(own)])
             for number, mine in enumerate(leg.slices):
                 at = begin + number
@@ -386,7 +398,7 @@ class Loader:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave mapped files behind when sent to another process."""
-        empty: dict[str, Any] = {"_opened_arrays": {}, "_residents": {}}
+        empty: dict[str, Any] = {"_opened_arrays": {}, "_residents": {}, "_buffers": {}}
         return {
             **self.__dict__,
             **empty,
