@@ -135,14 +135,16 @@ class Buffers:
     def __init__(self, make: Callable[[int], Shaped[np.ndarray, "r ..."]], n_rows: int) -> None:
         self._make, self.n_rows = make, n_rows
         self._owned = [make(n_rows)]
+        self._next = 0
         self._unused = sys.getrefcount(self._owned[0])
         self._may_count = getattr(sys, "_is_gil_enabled", lambda: True)()  # else references are counted elsewhere too
 
     def get(self, n_rows: int) -> Shaped[np.ndarray, "r ..."]:
         """Return `n_rows` rows that are nobody else's; what they hold is undefined."""
-        for place in range(len(self._owned)) if self._may_count else ():
-            if sys.getrefcount(self._owned[place]) == self._unused:
-                return self._owned[place][:n_rows]
+        for _ in range(len(self._owned)) if self._may_count else ():
+            self._next = (self._next + 1) % len(self._owned)
+            if sys.getrefcount(self._owned[self._next]) == self._unused:
+                return self._owned[self._next][:n_rows]
         fresh = self._make(self.n_rows)
         if len(self._owned) < _MOST_BUFFERS:
             self._owned.append(fresh)
