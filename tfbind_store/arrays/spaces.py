@@ -45,7 +45,7 @@ class Space:
     """
 
     def __init__(self, layout: ArrayLayout, first_shard: int, n_shards: int) -> None:
-        self.first_shard, self.n_shards = first_shard, n_shards
+        self.first_shard, self.n_shards = int(first_shard), int(n_shards)  # of numpy too: the system takes none
         self._pitch_bytes = pitch(layout) * vector_bytes(layout)
         self.pages = mmap.mmap(
             -1, n_shards * self._pitch_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NORESERVE, prot=0
@@ -59,7 +59,7 @@ class Space:
 
     def begin(self, shard_id: int) -> int:
         """Return the first byte of a shard."""
-        return (shard_id - self.first_shard) * self._pitch_bytes
+        return (int(shard_id) - self.first_shard) * self._pitch_bytes
 
     def put(self, shard_id: int, descriptor: int, n_bytes: int) -> None:
         """Map the first bytes of an open file where a shard belongs.
