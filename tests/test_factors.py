@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gzip
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tfbind_store import textfiles
 from tfbind_store.errors import InputFileError, ProteinError
 from tfbind_store.factors import (
     Protein,
@@ -125,6 +127,27 @@ class TestSequences:
         # upper() makes SS, FI, I and S of the first four
         with pytest.raises(ProteinError, match=r"A: letter .* at residue 3 is no amino acid"):
             read_proteins(write(tmp_path, f">a gene=A\nMK{letter}V\n"))
+
+    @pytest.mark.parametrize("symbol", ["\x1b[31mSOX2", "SOX2\u202e", "S" * 129])
+    def test_what_is_no_symbol_is_refused(self, tmp_path: Path, symbol: str) -> None:
+        (tmp_path / "a.fa").write_text(f">x GN={symbol}\nMKVL\n", encoding="utf-8")
+        with pytest.raises(ProteinError, match="is no gene's symbol") as caught:
+            read_proteins(tmp_path / "a.fa")
+        assert str(caught.value).isascii()
+
+    def test_a_line_that_would_fill_the_memory_is_refused_on_the_way(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(textfiles, "LONGEST_LINE_BYTES", 1 << 20)
+        monkeypatch.setattr(textfiles, "CHUNK_BYTES", 1 << 16)
+        (tmp_path / "a.fa.gz").write_bytes(gzip.compress(b">x GN=A\n" + b"M" * (1 << 26)))
+        tracemalloc.start()
+        try:
+            with pytest.raises(ProteinError, match="a line of more than"):
+                read_proteins(tmp_path / "a.fa.gz")
+            assert tracemalloc.get_traced_memory()[1] < 1 << 24
+        finally:
+            tracemalloc.stop()
 
     def test_a_record_as_long_as_a_genome_is_refused_before_it_fills_the_memory(self, tmp_path: Path) -> None:
         path = tmp_path / "bomb.fa.gz"

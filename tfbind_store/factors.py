@@ -28,6 +28,7 @@ KMER = 3
 MAX_DNA_FRACTION = 0.9
 """More of A, C, G, T, U, N than this is no protein; real proteins have about a third."""
 MIN_LETTERS_TO_JUDGE = 50
+LONGEST_SYMBOL = 128
 MAX_RESIDUES = 100_000
 """No protein is as long (titin has 34,350): such a record is a genome, or a file made to fill the memory."""
 FASTA_SUFFIXES = (".fasta", ".fa", ".faa")
@@ -211,6 +212,9 @@ def _entry(header: str, text: str, file: Path, *, in_folder: bool) -> tuple[Prot
         symbol, named = gene["gene"], True
     else:
         symbol, named = (uniprot["entry"].partition("_")[0] if uniprot else first), False
+    if len(symbol) > LONGEST_SYMBOL or not symbol.isprintable():
+        what = f"{symbol[:30]!a} of {len(symbol):,} characters is no gene's symbol"
+        raise ProteinError(what, where=str(file), fix="write GN=SYMBOL in the record's header")
     names = [accession] if uniprot else [first, *(m["locus"] for m in _LOCUS.finditer(header)), accession]
     names += [gene["gene"]] if gene else []
     entry_name = uniprot["entry"] if uniprot else file_entry if in_folder else ""

@@ -22,6 +22,8 @@ from tfbind_store.errors import InputFileError
 T = TypeVar("T")
 GZIP_MAGIC = b"\x1f\x8b"
 CHUNK_BYTES = 1 << 23
+LONGEST_LINE_BYTES = 1 << 26
+"""A few bytes of gzip can stand for a line that fills the memory."""
 NULL_CELLS = frozenset({"", ".", "-", "na", "n/a", "nan", "null", "none"})
 """Cells that stand for no value, in lower case."""
 
@@ -114,6 +116,9 @@ def read_lines(path: Path | str, *, error_class: type[InputFileError] = InputFil
         for line in lines:
             number += 1
             yield number, _text(line, path, number, error_class)
+        if len(rest) > LONGEST_LINE_BYTES:
+            what = f"a line of more than {LONGEST_LINE_BYTES:,} bytes is no text that people write"
+            raise error_class(what, where=f"{path}:{number + 1}", fix="look whether this is the right file")
     if rest:
         yield number + 1, _text(rest, path, number + 1, error_class)
 
