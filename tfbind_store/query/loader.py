@@ -9,7 +9,6 @@ be read into memory as a whole (`Resident`), and rows may come from either stran
 from __future__ import annotations
 
 import logging
-import resource
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -22,6 +21,7 @@ from tfbind_store.arrays.spaces import Located, Runs
 from tfbind_store.batch import Batch
 from tfbind_store.errors import CheckpointError, MissingWindow, SelectionError
 from tfbind_store.query import draws
+from tfbind_store.query.copying import Announcer, Reading
 from tfbind_store.query.legs import Buffers, Leg, batches_per_leg, row_table
 from tfbind_store.query.sampler import balanced_rows, batches_of, epoch_order
 from tfbind_store.query.selection import Selection
@@ -32,7 +32,6 @@ from tfbind_store.store.residues import FactorBatch, FactorProteins, Subunits
 ANNOUNCE_ABOVE = 0.25
 """Announce whole windows to the system ahead of reading if at least this share of their bins is wanted."""
 BATCHES_AHEAD = 2
-PROBE_EVERY = 16
 CHECKED_AT_ONCE = 16
 """Batches whose windows are looked up together, and checked where that is still to be done."""
 _BINS_AT_ONCE = 4096
@@ -213,7 +212,7 @@ class Loader:
         share: tuple[int, int],
         buffers: Buffers,
     ) -> Iterator[tuple[int, Batch[np.ndarray]]]:
-        announce = _Announcer(self) if not self.resident else None
+        announce = Announcer(self.announce) if not self.resident else None
         at_once = batches_per_leg(buffers.n_rows, max(len(self._factors), len(self._contexts)))
         for begin in range(0, len(cut), at_once):
             own = [rows[share[0] :: share[1]] for _, rows in cut[begin : begin + at_once]]
@@ -312,16 +311,16 @@ class Loader:
             self._residents[name] = Resident(bins, values)
         return self._residents[name]
 
-    def _reading(self, leg: Leg, batches: slice, epoch: int) -> _Reading:
+    def _reading(self, leg: Leg, batches: slice, epoch: int) -> Reading:
         """Return what copies the embeddings of some batches of a leg, all of whose windows are checked here."""
         slices = leg.slices[batches]
         mine = slice(slices[0].start, slices[-1].stop)
         first_bin = leg.first_bin[mine]
         if not self.reverse:
-            return _Reading(mine.start, [self._runs(self.arrays.windows, first_bin)], None)
+            return Reading(mine.start, [self._runs(self.arrays.windows, first_bin)], None)
         strand = self.strands(leg.places[mine], epoch)
         parts = zip(self.window_arrays, (first_bin[~strand], first_bin[strand]), strict=True)
-        return _Reading(mine.start, [self._runs(name, bins) for name, bins in parts], strand)
+        return Reading(mine.start, [self._runs(name, bins) for name, bins in parts], strand)
 
     def _runs(self, name: str, first_bin: Int64[np.ndarray, " r"]) -> Runs:
         if not self.resident:
@@ -443,51 +442,3 @@ class Loader:
                 where=name,
                 fix=f"embed them: tfbind embed {self._path} windows",
             )
-
-
-class _Reading:
-    """Copies the embeddings of batches of a leg, from one array or from either of two by the strand of each row."""
-
-    def __init__(self, first: int, runs: list[Runs], strand: Bool[np.ndarray, " r"] | None) -> None:
-        self._first, self._runs, self._strand = first, runs, strand
-        if strand is not None:
-            self._n_reverse = [0, *np.cumsum(strand).tolist()]
-
-    def __call__(self, rows: slice, out: Float16[np.ndarray, "b n d"]) -> Float16[np.ndarray, "b n d"]:
-        """Return the embeddings of some rows of the leg, in `out`."""
-        begin, end = rows.start - self._first, rows.stop - self._first
-        if self._strand is None:
-            return self._runs[0].read(slice(begin, end), out)
-        is_reverse = self._strand[begin:end]
-        first, last = self._n_reverse[begin], self._n_reverse[end]
-        out[~is_reverse] = self._runs[0].read(slice(begin - first, end - last))
-        out[is_reverse] = self._runs[1].read(slice(first, last))
-        return out
-
-
-class _Announcer:
-    """Announces rows ahead as long as reading meets pages that lie on the disk.
-
-    Announcing pages that are in memory already is lost time. So nothing is announced until a fault is met, and then now
-    and again a batch is left unannounced, to see whether faults are still met.
-    """
-
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
-        self._is_cold, self._was_announced, self._number = False, False, 0
-        self._faults = _major_faults()
-
-    def __call__(self, batches: Sequence[Int64[np.ndarray, " b"]]) -> None:
-        """Announce the rows of some batches, or not; what was read since the last call shows whether it is worth it."""
-        faults = _major_faults()
-        if not self._was_announced and self._number:
-            self._is_cold = faults > self._faults
-        self._faults, self._number = faults, self._number + 1
-        self._was_announced = bool(batches) and self._is_cold and self._number % PROBE_EVERY != 0
-        if self._was_announced:
-            self.loader.announce(np.concatenate(batches))
-
-
-def _major_faults() -> int:
-    """Return how often this thread has waited for a page from the disk."""
-    return resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF)).ru_majflt
