@@ -151,7 +151,10 @@ def main() -> None:
             valid_chroms=chroms[0], test_chroms=chroms[1], hold_out_random=("factor:20:min_peaks=100",),
             hold_out_valid_share=0.0,
         )  # fmt: skip
-        make_selection(store, args.selection, SelectionConfig(split=split, negatives=("random:1", "scoped:1")))
+        negatives = ("random:1", "scoped:1")
+        make_selection(
+            store, args.selection, SelectionConfig(split=split, negatives=negatives, allow_leaks=("paralog",))
+        )
     selection = Selection.open(store, args.selection)
     device = torch.device(args.device)
     arrays = choose_arrays(store, windows=args.windows)
