@@ -93,11 +93,13 @@ class Yeast(Stages):
 
     def arrays(self) -> None:
         """The same head on an untrained trunk, on one byte a number, on fewer axes."""
-        made = {"int8": ProjectConfig(int8=True), "axes256": ProjectConfig(dim=256), "axes64": ProjectConfig(dim=64)}
-        for name, config in made.items():
-            project_array(self.open, "embeddings/windows", config, name=name)
+        projected = {
+            "int8": ProjectConfig(int8=True), "axes64": ProjectConfig(dim=64), "axes256": ProjectConfig(dim=256),
+        }  # fmt: skip
         table = {}
-        for label, name in {"fp16": "windows", **{name: name for name in made}, "untrained": "random"}.items():
+        for label, name in {"fp16": "windows", "untrained": "random", **{name: name for name in projected}}.items():
+            if label in projected:
+                project_array(self.open, "embeddings/windows", projected[label], name=name)
             table[label] = self.head(MAIN, name)
             self.table("arrays", table)
 
