@@ -177,9 +177,10 @@ def test_stretches_end_at_gaps_and_between_tokens() -> None:
     assert stretches([-256, 0, 384, 1023, 1151], window_bp=512, bp_per_token=128) == [(-256, 0, 384), (1023, 1151)]
 
 
+@pytest.mark.parametrize("n_threads", [1, 3])
 @pytest.mark.parametrize(("stretch_code", "at_most"), [(4, 7), (0, 20)])
 def test_long_stretches_of_n_are_computed_once(
-    stretch_code: int, at_most: int, monkeypatch: pytest.MonkeyPatch
+    stretch_code: int, at_most: int, n_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codes = np.random.default_rng(3).integers(0, 4, 400 * BP).astype(np.uint8)
     if stretch_code == 4:
@@ -198,7 +199,7 @@ def test_long_stretches_of_n_are_computed_once(
         inside = codes[max(start, 0) : max(end, 0)]
         return np.pad(inside, (max(-start, 0), max(end - len(codes), 0)), constant_values=5)
 
-    found = list(embed_run(TRUNK, run, read, chunk_tokens=20))
+    found = list(embed_run(TRUNK, run, read, chunk_tokens=20, n_threads=n_threads))
     assert len(chunks) <= at_most, "20 chunks of 20 tokens cover it"
     assert len(chunks) >= 5
     monkeypatch.undo()

@@ -22,6 +22,7 @@ Nothing here knows Enformer: any model that can be cut into `SplitTrunk` may be 
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -254,6 +255,7 @@ class _Cutter:
         self.trunk, self.geometry, self.threads = trunk, trunk.geometry, threads
         self.window_bp, self.read, self.chunk_tokens = run.window_bp, read, chunk_tokens
         self._uniform: dict[tuple[int, int], Tensor] = {}
+        self._one_at_a_time = threading.Lock()
 
     def windows(self, starts: Sequence[int]) -> Iterator[Tensor]:
         """Yield the tokens of overlapping windows that begin at `starts`."""
@@ -300,19 +302,20 @@ class _Cutter:
         key = (int(codes[0]), n_tokens) if bool((codes == codes[0]).all()) else None
 
         def compute() -> _Part:
-            found = self._uniform.get(key) if key else None
-            if found is None:
-                found = self.trunk.conv(_codes(self.trunk, [codes]))[0, halo : halo + n_tokens]
-                self._remember(key, found)
-            return _Part(first, found)
+            if key is None:
+                return _Part(first, self._convolved(codes, n_tokens))
+            with self._one_at_a_time:  # who waits here finds the tokens made
+                if key not in self._uniform:
+                    if len(self._uniform) == UNIFORM_CHUNKS:
+                        self._uniform.clear()
+                    self._uniform[key] = self._convolved(codes, n_tokens)
+                return _Part(first, self._uniform[key])
 
         return compute
 
-    def _remember(self, key: tuple[int, int] | None, tokens: Tensor) -> None:
-        if key:
-            if len(self._uniform) >= UNIFORM_CHUNKS:
-                self._uniform.clear()
-            self._uniform[key] = tokens
+    def _convolved(self, codes: UInt8[np.ndarray, " l"], n_tokens: int) -> Tensor:
+        halo = self.geometry.halo_tokens
+        return self.trunk.conv(_codes(self.trunk, [codes]))[0, halo : halo + n_tokens]
 
     def _ends(self, start: int) -> Callable[[], _Part]:
         """Read the sequence of the tokens at a window's two ends that its own zero padding touches."""
