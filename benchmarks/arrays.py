@@ -90,6 +90,8 @@ class Invented:
 def main() -> None:
     """Make the kinds, read them, print a table and one line of JSON."""
     args = _arguments()
+    if args.folder:
+        Path(args.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         store = _store(Path(folder), args)
         making = _make(store, args)

@@ -77,6 +77,8 @@ class Invented:
 def main() -> None:
     """Make the store, compare, print a table and one line of JSON."""
     args = _arguments()
+    if args.folder:
+        Path(args.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         store = _store(Path(name), args)
         found: dict[str, float] = {}

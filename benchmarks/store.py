@@ -37,6 +37,8 @@ N_GATHERED = 256
 def main() -> None:
     """Measure, print a table and one line of JSON."""
     args = _arguments()
+    if args.folder:
+        Path(args.folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         layout = _array(Path(folder) / "w", args.shards * WINDOWS_PER_SHARD, args.bins, args.dim)
         results = {**_writing(layout), **_verifying(layout), **_reading(layout, args.rounds)}
