@@ -64,7 +64,9 @@ def choose_arrays(
             what = f"no array {name!r}" if name else f"{len(known)} arrays of {kind}: {', '.join(known) or 'none'}"
             close = near_miss(wanted or "", known)
             verb = {"windows": "windows", "proteins": "factors", "contexts": "contexts"}[kind]
-            fix = f"did you mean {close}?" if close else f"say which, or make it: tfbind embed {store.path} {verb}"
+            make = f"make it: tfbind embed {store.path} {verb}"
+            which = f"say which, such as --{kind} {own[0].partition('/')[2]}, or {make}" if own else make
+            fix = f"did you mean {close}?" if close else which
             raise StoreMissing(what, where=str(store.path), fix=fix)
         chosen[kind] = wanted
     return Arrays(**chosen)
