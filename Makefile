@@ -39,7 +39,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $(VENV)/torch.txt
 	@echo "installing tfbind-store beside $$(cat $(VENV)/torch.txt)"
 	@$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
-	  --constraint $(VENV)/torch.txt --editable '.[test,motifs]'
+	  --constraint $(VENV)/torch.txt --editable '.[test,motifs,borzoi]'
 	@touch $@
 
 demo: setup ## build a small genome, run every stage on it, print the held-out scores
@@ -49,7 +49,7 @@ test: setup lint ## ruff, mypy, and every test that is not slow
 	$(PYTEST) -n $(JOBS) --dist loadfile -m "not slow"
 
 test-slow: setup ## the slow tests, those of Ray and Slurm with their extras, and the documentation's own
-	@$(BIN)/python -m pip install --quiet --constraint $(VENV)/torch.txt --editable '.[test,motifs,ray,slurm]' \
+	@$(BIN)/python -m pip install --quiet --constraint $(VENV)/torch.txt --editable '.[test,motifs,borzoi,ray,slurm]' \
 	  || echo "the extras ray and slurm cannot be installed here: the tests of these engines will skip"
 	$(PYTEST) -m slow
 	$(PYTEST) tests/test_docs.py tests/test_cli.py

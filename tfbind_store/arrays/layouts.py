@@ -151,7 +151,7 @@ def read_layout(path: Path, receipts_dir: Path, *, name: str = "") -> ArrayLayou
         metadata = json.loads(read_regular(where, max_bytes=MAX_METADATA_BYTES))
         return _layout_of(metadata, path, receipts_dir, name)
     except FileNotFoundError as error:
-        fix = "run tfbind embed first, or tfbind info to see which arrays there are"
+        fix = "tfbind info says which there are; tfbind embed and tfbind import make them"
         raise StoreMissing("there is no such array", where=str(path), fix=fix) from error
     except (OSError, ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         fix = "put zarr.json back from a copy: the shards are untouched"

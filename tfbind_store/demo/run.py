@@ -1,6 +1,6 @@
 """`tfbind demo`: every stage on a small invented genome, through the same code as everybody's data.
 
-Writes the files a user would bring (``demo_genome``), makes a store of them, imports, selects with held-out
+Writes the files a user would bring (`demo.genome`), makes a store of them, imports, selects with held-out
 chromosomes and one held-out factor, trains a small trunk on the training part, embeds, trains a head, scores both
 beside their baselines and reports. Then all of it again with peaks at random places: the control that must learn
 nothing. Held-out factor: its paralogs were seen, it was not.

@@ -272,7 +272,7 @@ def interpret_loci(
     Parameters
     ----------
     out
-        Files; ``contribution_files.SUFFIXES`` says which.
+        Files; `interpretation.files` says which.
     at, bed
         Loci as text, and a BED file of more.
     width_bp

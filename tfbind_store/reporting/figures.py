@@ -1,6 +1,6 @@
 """Which figures a report has, from the numbers that an evaluation left: one list of pictures.
 
-How a picture is drawn is ``figures`` and ``locus_figures``; which numbers there are is ``report_runs``.
+How a picture is drawn is `drawing`; which numbers there are is `reporting.runs`.
 """
 
 from __future__ import annotations
