@@ -45,13 +45,13 @@ from tfbind_store.precompute.esm_save import save_esm2
 from tfbind_store.precompute.trunk_files import DOUBLED, HEADS, WEIGHT_FILES
 from tfbind_store.precompute.weights import pick_device, weights_digest
 from tfbind_store.query.selection import Selection
-from tfbind_store.scoring.bins import LoadedRun, load_run
+from tfbind_store.scoring.bins import HEAD_FILE, LoadedRun, load_run
 from tfbind_store.store.folder import Store
 from tfbind_store.training.material import judge
+from tfbind_store.training.run_folder import CONFIG_FILE
 
 __all__ = ["FinetuneConfig", "FinetuneResult", "finetune_run"]
 
-HEAD_FILE, CONFIG_FILE = "head.safetensors", "config.toml"
 STATE_FILE, BEST_FILE, PROTEINS_FOLDER = "state.safetensors", "best.safetensors", "proteins"
 LEFT_OUT: dict[str, tuple[str, ...]] = {"head": (), "trunk": (DOUBLED,), "proteins": NOT_USED}
 """Names of tensors that are second names, or play no part."""

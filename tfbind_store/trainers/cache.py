@@ -149,10 +149,17 @@ def embed_all(
     texts = make_text_embedder(*_named(contexts)) if isinstance(contexts, str | Mapping) else contexts
     specs = embedder.spec(store.meta.genome, store.grid), sequences.spec(), texts.spec()
     names = Arrays(*(spec.short_id for spec in specs))
-    embed_windows(store, embedder, name=names.windows, windows=windows).require_complete()
+    embed_strand(store, embedder, windows)
     embed_factors(store, sequences, name=names.proteins).require_complete()
     embed_contexts(store, texts, name=names.contexts).require_complete()
     return choose_arrays(store, windows=names.windows, proteins=names.proteins, contexts=names.contexts)
+
+
+def embed_strand(store: Store, embedder: EnformerEmbedder, windows: Int64[np.ndarray, " n"]) -> str:
+    """Embed windows by one embedder; return the name of their array."""
+    name = embedder.spec(store.meta.genome, store.grid).short_id
+    embed_windows(store, embedder, name=name, windows=windows).require_complete()
+    return name
 
 
 def _named(choice: Choice) -> tuple[str, dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,24 +44,64 @@ class ListedNegatives(NamedTuple):
         return ListedNegatives(places[0], places[1], places[2], tuple(rules))
 
 
-def made_or_found(
-    cache: Path, grid: Grid, inputs: Sequence[Path | None], template: str, listed: ListedNegatives
-) -> Store:
+class PeakFiles(NamedTuple):
+    """What a store is made of."""
+
+    fasta: Path
+    peaks: Path
+    proteins: Path
+    experiments: Path | None
+    biotypes: Path | None
+    template: str
+    """What a context's text is made of."""
+    negatives: ListedNegatives
+
+    @staticmethod
+    def given(
+        fasta: Path | str,
+        peaks: Path | str,
+        proteins: Path | str,
+        experiments: Path | str | None,
+        biotypes: tuple[Path | None, str],
+        negatives: ListedNegatives,
+    ) -> PeakFiles:
+        """Return what the trainer's arguments say; `biotypes` is the table and the template."""
+        table = None if experiments is None else Path(experiments)
+        return PeakFiles(Path(fasta), Path(peaks), Path(proteins), table, *biotypes, negatives)
+
+    def store_name(self, grid: Grid) -> str:
+        """Return a name for the store of what is in these files, cut so."""
+        listed = self.negatives[:3]
+        every = [self.fasta, self.peaks, self.proteins, self.biotypes, self.experiments]
+        said = f"{grid.window_bp}/{grid.bin_bp} {self.template}"
+        return f"{hashed_inputs(said, [*every, *listed] if any(listed) else every)}.store"
+
+
+def all_bins(bin_bp: int, window_bp: int) -> Grid:
+    """Return the grid of windows that keep all their bins.
+
+    Raises
+    ------
+    ConfigError
+        If bins do not fill a window.
+    """
+    if window_bp < bin_bp or window_bp % bin_bp:
+        raise ConfigError(f"context_length {window_bp} is no multiple of {bin_bp} bp", where="Trainer")
+    return Grid(window_bp=window_bp, n_bins=window_bp // bin_bp, bin_bp=bin_bp)
+
+
+def made_or_found(cache: Path, grid: Grid, files: PeakFiles) -> Store:
     """Return the store of these files: the one in the cache, or a new one."""
-    fasta, peaks, proteins, biotypes, experiments = inputs
-    assert fasta is not None, "a genome is needed"
-    assert peaks is not None, "peaks are needed"
-    assert proteins is not None, "proteins are needed"
-    every = [*inputs, *listed[:3]] if any(listed[:3]) else inputs
-    path = cache / f"{hashed_inputs(f'{grid.window_bp}/{grid.bin_bp} {template}', every)}.store"
-    store = Store.open(path) if path.exists() else Store.create(path, fasta=fasta, grid=grid)
+    path = cache / files.store_name(grid)
+    store = Store.open(path) if path.exists() else Store.create(path, fasta=files.fasta, grid=grid)
     # a call that has been made with the same file changes nothing
-    import_proteins(store, proteins, species_priority=SPECIES_PRIORITY)
-    import_peaks(store, peaks)
-    if biotypes is not None:
-        import_biotypes(store, biotypes, template=template)
-    if experiments is not None:
-        import_experiments(store, experiments)
+    import_proteins(store, files.proteins, species_priority=SPECIES_PRIORITY)
+    import_peaks(store, files.peaks)
+    if files.biotypes is not None:
+        import_biotypes(store, files.biotypes, template=files.template)
+    if files.experiments is not None:
+        import_experiments(store, files.experiments)
+    listed = files.negatives
     if listed.bed is not None:
         import_negatives(store, listed.bed)
     if listed.scoped_bed is not None:

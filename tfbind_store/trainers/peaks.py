@@ -11,12 +11,10 @@ the trunk is frozen (``tfbind finetune`` trains it); an unknown argument is a Ty
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from enformer_pytorch import Enformer
 
 from tfbind_store import config as configs
@@ -26,36 +24,26 @@ from tfbind_store.feeding.feed import choose_arrays
 from tfbind_store.fetch import trainer_folder
 from tfbind_store.heads import Head, LossConfig
 from tfbind_store.learning.processes import Processes
-from tfbind_store.loci import Grid
-from tfbind_store.precompute.embedder import (
-    SequenceEmbedder,
-    TextEmbedder,
-)
+from tfbind_store.precompute.embedder import SequenceEmbedder, TextEmbedder
 from tfbind_store.precompute.enformer import EnformerEmbedder, load_trunk
-from tfbind_store.precompute.run import embed_windows
 from tfbind_store.precompute.weights import pick_device
-from tfbind_store.query.loader import Arrays
-from tfbind_store.query.selection import INFO_FILE, Selection, SelectionConfig, make_selection
-from tfbind_store.query.splits import SplitConfig
-from tfbind_store.store.folder import Store
 from tfbind_store.trainers.cache import (
     Choice,
     biotype_template,
     embed_all,
+    embed_strand,
     hashed,
-    known_chroms,
     parts_of,
     trunk_folder,
 )
-from tfbind_store.trainers.peak_store import ListedNegatives, made_or_found
+from tfbind_store.trainers.peak_split import PeakSplit
+from tfbind_store.trainers.peak_store import ListedNegatives, PeakFiles, all_bins, made_or_found
 from tfbind_store.training.batches import Numbered
 from tfbind_store.training.material import gather_material
+from tfbind_store.training.run_folder import RunFolder
 from tfbind_store.training.train import TrainConfig, TrainingRun
 
 WITHOUT_END = 10**9
-REFERENCE_LEAKS = ("paralog", "trunk")
-"""What the reference's arguments cannot say; the selection records it and a warning names it."""
-_log = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -172,42 +160,28 @@ class Trainer:
             head, head_options = model.head.name, model.head.settings()["options"]
         loaded = load_trunk(trunk_folder(trunk, cache))
         embedder = EnformerEmbedder(loaded, device=device)
-        bin_bp = embedder.geometry.bin_bp
-        if context_length < bin_bp or context_length % bin_bp:
-            raise ConfigError(f"context_length {context_length} is no multiple of {bin_bp} bp", where="Trainer")
-        grid = Grid(window_bp=context_length, n_bins=context_length // bin_bp, bin_bp=bin_bp)
-        biotypes, template = biotype_template(
-            biotypes_metadata_path, include_biotypes_metadata_columns, biotypes_metadata_delimiter,
-            wanted=include_biotypes_metadata_in_context, where="Trainer",
+        files = PeakFiles.given(
+            fasta_file, remap_bed_file, factor_fasta_folder, experiments_json_path,
+            biotype_template(
+                biotypes_metadata_path, include_biotypes_metadata_columns, biotypes_metadata_delimiter,
+                wanted=include_biotypes_metadata_in_context, where="Trainer",
+            ),
+            ListedNegatives.given(
+                negative_bed_file, include_scoped_negs, scoped_negs_remap_bed_path, scoped_negs_path
+            ),
         )  # fmt: skip
-        inputs = [fasta_file, remap_bed_file, factor_fasta_folder, biotypes, experiments_json_path]
-        listed = ListedNegatives.given(
-            negative_bed_file, include_scoped_negs, scoped_negs_remap_bed_path, scoped_negs_path
-        )
-        paths = [Path(path) if path else None for path in inputs]
-        self.store = made_or_found(cache, grid, paths, template, listed)
-        chromosomes = [known_chroms(self.store, ids) for ids in (train_chromosome_ids, valid_chromosome_ids)]
-        hold_out = {"factor": list(held_out_targets), "biotype": list(held_out_cell_types)}
-        split = SplitConfig(
-            train_chroms=chromosomes[0],
-            valid_chroms=chromosomes[1],
-            hold_out={kind: names for kind, names in hold_out.items() if names},
-            hold_out_valid_share=1.0,
-        )
-        where, params = _excluding(factor=exclude_targets, biotype=exclude_cell_types)
-        chosen = SelectionConfig(
-            where=where,
-            params=params,
-            negatives=listed.rules,
-            split=split,
-            allow_leaks=REFERENCE_LEAKS,
-            sample=remap_sample_frac * train_sample_frac,
-            seed=seed,
-        )
-        self.selection = _selected(self.store, chosen)
-        names = _embedded(self.store, self.selection, chromosomes[1], embedder, proteins, contexts)
+        self.store = made_or_found(cache, all_bins(embedder.geometry.bin_bp, context_length), files)
+        split = PeakSplit.of(
+            self.store, train_chromosome_ids, valid_chromosome_ids,
+            held_out={"factor": held_out_targets, "biotype": held_out_cell_types},
+            excluded={"factor": exclude_targets, "biotype": exclude_cell_types},
+        )  # fmt: skip
+        self.selection = split.selected(files.negatives.rules, remap_sample_frac * train_sample_frac, seed)
+        windows = split.windows(self.selection)
+        names = embed_all(self.store, embedder, proteins, contexts, windows.all)
         if rc_aug:
-            _embed_other_strand(self.store, self.selection, EnformerEmbedder(loaded, strand="reverse", device=device))
+            other = EnformerEmbedder(loaded, strand="reverse", device=device)
+            embed_strand(self.store, other, windows.train)
         self.config = TrainConfig(
             head=head,
             options=dict(head_options or {}),
@@ -245,7 +219,7 @@ class Trainer:
         digest = hashed(configs.to_toml(config) + self.selection.info["rows_sha256"])
         path = self.store.run_dir(f"trainer-{digest}")
         path.mkdir(parents=True, exist_ok=True)
-        return TrainingRun(material, config, path, Processes(), head)
+        return TrainingRun(material, config, RunFolder.of(path, self.selection, config), Processes(), head)
 
     @property
     def steps(self) -> int:
@@ -255,7 +229,7 @@ class Trainer:
     @property
     def head_file(self) -> Path:
         """The best head by validation so far, once there was a look."""
-        return self._run.path / "head.safetensors"
+        return self._run.folder.head
 
     def __call__(self) -> dict[str, float]:
         """Make one optimizer step.
@@ -295,50 +269,3 @@ class Trainer:
         if not self._run.resume(place):
             raise ConfigError("no such checkpoint", where=str(place), fix="save() writes one")
         self._batches = None
-
-
-def _excluding(**names: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Return a condition on peaks without these names, and its parameters."""
-    terms, params = [], {}
-    for column, unwanted in names.items():
-        for number, name in enumerate(unwanted):
-            params[f"{column}{number}"] = name
-            terms.append(f"{column} <> ${column}{number}")
-    return " AND ".join(terms), params
-
-
-def _selected(store: Store, config: SelectionConfig) -> Selection:
-    """Return the selection of this config, made if it is not there."""
-    name = f"trainer-{hashed(configs.to_toml(config))}"
-    if not (store.selection_dir(name) / INFO_FILE).exists():
-        make_selection(store, name, config)
-    selection = Selection.open(store, name)
-    selection.require_training_rows()
-    short = {kind: sum(of.values()) for kind, of in selection.info.get("shortfall", {}).items()}
-    if any(short.values()):
-        named = ", ".join(f"{kind} {number:,}" for kind, number in short.items() if number)
-        _log.warning("negatives are missing: %s; too few bins are far enough from all peaks", named)
-    return selection
-
-
-def _embedded(
-    store: Store,
-    selection: Selection,
-    valid_chroms: Sequence[str],
-    embedder: EnformerEmbedder,
-    proteins: Choice | SequenceEmbedder,
-    contexts: Choice | TextEmbedder,
-) -> Arrays:
-    """Embed what training and validation read; return the names of the arrays."""
-    table = selection.columns("train", names=("window",))
-    chroms = [store.tiling.chrom_index[chrom] for chrom in valid_chroms]
-    valid = [np.arange(*store.tiling.first_window[chrom : chrom + 2]) for chrom in chroms]
-    windows = np.unique(np.concatenate([table["window"].astype(np.int64), *valid]))
-    return embed_all(store, embedder, proteins, contexts, windows)
-
-
-def _embed_other_strand(store: Store, selection: Selection, embedder: EnformerEmbedder) -> None:
-    """Embed the reverse strand of what training reads."""
-    windows = np.unique(selection.columns("train", names=("window",))["window"].astype(np.int64))
-    name = embedder.spec(store.meta.genome, store.grid).short_id
-    embed_windows(store, embedder, name=name, windows=windows).require_complete()

@@ -24,9 +24,16 @@ from tfbind_store.heads.track_losses import LossKind
 from tfbind_store.loci import Grid
 from tfbind_store.precompute.embedder import SequenceEmbedder, TextEmbedder
 from tfbind_store.precompute.enformer import EnformerEmbedder, load_trunk
-from tfbind_store.precompute.run import embed_windows
 from tfbind_store.store.folder import Store
-from tfbind_store.trainers.cache import SPECIES_PRIORITY, Choice, biotype_template, embed_all, parts_of, trunk_folder
+from tfbind_store.trainers.cache import (
+    SPECIES_PRIORITY,
+    Choice,
+    biotype_template,
+    embed_all,
+    embed_strand,
+    parts_of,
+    trunk_folder,
+)
 from tfbind_store.trainers.plain_heads import PlainSource, plain_heads
 from tfbind_store.trainers.species import (
     FACTOR_TRACKS,
@@ -216,8 +223,7 @@ class BigWigTrainer:
         sources = []
         for one, split in zip(self._stores, splits, strict=True):
             if one.has_plain_tracks:
-                name = embedder.spec(one.store.meta.genome, one.store.grid).short_id
-                embed_windows(one.store, embedder, name=name, windows=windows_of(split)).require_complete()
+                name = embed_strand(one.store, embedder, windows_of(split))
                 sources.append(PlainSource(one, split, f"embeddings/{name}"))
         if not sources:
             return []

@@ -18,11 +18,12 @@ import numpy as np
 from tfbind_store.errors import SelectionError
 from tfbind_store.heads import read_header
 from tfbind_store.query.selection import Selection
+from tfbind_store.scoring.bins import HEAD_FILE
 from tfbind_store.scoring.gate import has_gate
 from tfbind_store.store.folder import Store
 from tfbind_store.training.config import TrainConfig
 from tfbind_store.training.signal_training import train_declared_gate, validate_gated
-from tfbind_store.training.train import HEAD_FILE, is_finished, train_head
+from tfbind_store.training.train import is_finished, train_head
 
 _log = logging.getLogger(__name__)
 

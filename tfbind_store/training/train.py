@@ -1,10 +1,9 @@
 """Train a head on a selection: minutes on stored embeddings, again and again.
 
-A run is a folder ``runs/<name>/``: ``config.toml``, ``head.safetensors`` (the best weights by validation),
-``last.safetensors`` (the newest that were looked at), ``state.safetensors`` (all that is needed to go on after a kill,
-to the bit on a CPU), ``log.jsonl`` and ``log.csv``. Two ways to learn: ``dense`` (bins of the training chromosomes
-against training experiments, the default) and ``rows`` (the selection's rows as they are). Neither sees a valid or test
-row; validation chooses the weights that are kept. Under ``torchrun`` several processes share each step's batch.
+A run is a folder (`training.run_folder`); one that was stopped goes on, to the bit on a CPU. Two ways to learn:
+``dense`` (bins of the training chromosomes against training experiments, the default) and ``rows`` (the selection's
+rows as they are). Neither sees a valid or test row; validation chooses the weights that are kept. Under ``torchrun``
+several processes share each step's batch.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import contextlib
 import logging
 import math
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -28,12 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from tfbind_store import config as configs
-from tfbind_store.durable import publish, sole_owner, typed_errors
-from tfbind_store.errors import ConfigError, TrainingError
+from tfbind_store.errors import TrainingError
 from tfbind_store.feeding.feed import DenseFeed, choose_arrays, prefetch
-from tfbind_store.heads import CheckpointHeader, Geometry, Head, header_for, make_head, save_checkpoint
-from tfbind_store.heads.base import reads_signals
-from tfbind_store.heads.filip import FilipHead
+from tfbind_store.heads import CheckpointHeader, Head, header_for, save_checkpoint
 from tfbind_store.learning.average import Average
 from tfbind_store.learning.optimiser import adamw, clip, set_rate, trainable
 from tfbind_store.learning.processes import Processes, joined, own_device
@@ -41,34 +36,22 @@ from tfbind_store.learning.runlog import RunLog, require_trackers
 from tfbind_store.learning.schedule import Schedule
 from tfbind_store.learning.state import optimizer_tensors, put_back, read_state, restore_optimizer, write_state
 from tfbind_store.precompute.weights import pick_device
-from tfbind_store.query.loader import Loader
 from tfbind_store.query.selection import Selection
-from tfbind_store.query.strands import other_strand
-from tfbind_store.scoring.signals import HALF_WIDTHS, Signals
 from tfbind_store.store.folder import Store
 from tfbind_store.training.batches import (
     AnyBatch,
-    BatchSource,
-    DenseSource,
     Numbered,
-    RowSignals,
-    RowSource,
     culprits,
     pieces,
 )
 from tfbind_store.training.config import TrainConfig
 from tfbind_store.training.loss import HeadLoss, labelled_weight
 from tfbind_store.training.material import Material, gather_material, validate
-from tfbind_store.training.strengths import Strengths, training_strengths
+from tfbind_store.training.run_folder import RunFolder
+from tfbind_store.training.starting import batch_source, new_head, signals_read, strengths_read, taken_head
 
 __all__ = ["RunState", "TrainConfig", "TrainResult", "train_head"]
 
-HEAD_FILE, LAST_FILE, STATE_FILE, CONFIG_FILE = (
-    "head.safetensors",
-    "last.safetensors",
-    "state.safetensors",
-    "config.toml",
-)
 _log = logging.getLogger(__name__)
 
 
@@ -131,22 +114,20 @@ def train_head(
     config = config or TrainConfig()
     selection = Selection.open(store, selection_name)
     selection.require_training_rows()
-    path = store.run_dir(run_name)
-    text = _run_text(selection, config)
-    _require_free(path, text, overwrite=overwrite)
+    folder = RunFolder.of(store.run_dir(run_name), selection, config)
+    folder.require_free(overwrite=overwrite)
     require_trackers(config.trackers)
     device = own_device(pick_device(config.device))
     with joined(device) as processes, _repeatable(config.deterministic):
         processes.wait()  # all have looked at the folder before the first one changes it
-        return _train(store, selection, config, path, text, processes, device, overwrite=overwrite)
+        return _train(store, selection, config, folder, processes, device, overwrite=overwrite)
 
 
 def _train(
     store: Store,
     selection: Selection,
     config: TrainConfig,
-    path: Path,
-    text: str,
+    folder: RunFolder,
     processes: Processes,
     device: torch.device,
     *,
@@ -160,14 +141,11 @@ def _train(
         max_valid_bins=config.max_valid_bins,
         permute_seed=config.seed if config.permute_labels else None,
     )
-    trainer = TrainingRun(material, config, path, processes)
+    trainer = TrainingRun(material, config, folder, processes)
     # only now, when nothing can be refused any more: a run that never began leaves no trace
     with contextlib.ExitStack() as stack:
         if processes.is_first:
-            with typed_errors(path):
-                path.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(sole_owner(path, doing=f"training run {path.name!r}"))
-            _begin_folder(path, text, overwrite=overwrite)
+            stack.enter_context(folder.begun(overwrite=overwrite))
         processes.wait()
         was_resumed = trainer.resume() and trainer.state.step > 0
         if processes.is_first and not was_resumed:
@@ -176,9 +154,9 @@ def _train(
         started = time.monotonic()
         trainer.run()
     seconds = time.monotonic() - started
-    _log.info("run %s: %d steps in %.0f s, %s", path.name, trainer.state.step, seconds, trainer.state.best)
+    _log.info("run %s: %d steps in %.0f s, %s", folder.path.name, trainer.state.step, seconds, trainer.state.best)
     best = dict(trainer.state.best)
-    return TrainResult(path, trainer.state.step, best, seconds, was_resumed, processes.rank)
+    return TrainResult(folder.path, trainer.state.step, best, seconds, was_resumed, processes.rank)
 
 
 @contextlib.contextmanager
@@ -199,128 +177,44 @@ def _repeatable(wanted: bool) -> Iterator[None]:
 
 def is_finished(store: Store, selection_name: str, config: TrainConfig, run_name: str) -> bool:
     """Return whether this very run is there, and at its end."""
-    path = store.run_dir(run_name)
-    if not (path / HEAD_FILE).exists() or (path / STATE_FILE).exists() or not (path / CONFIG_FILE).exists():
-        return False
-    wanted = _run_text(Selection.open(store, selection_name), config)
-    return (path / CONFIG_FILE).read_text(encoding="utf-8") == wanted
-
-
-def _run_text(selection: Selection, config: TrainConfig) -> str:
-    return f"# selection: {selection.name}, rows {selection.info['rows_sha256']}\n{configs.to_toml(config)}"
-
-
-def _require_free(path: Path, text: str, *, overwrite: bool) -> None:
-    """Refuse a run that is finished or was made with another config."""
-    if overwrite or not (path / CONFIG_FILE).exists():
-        return
-    name, fix = path.name, "choose another name: --run, or --overwrite"
-    if (path / CONFIG_FILE).read_text(encoding="utf-8") != text:
-        what = f"run {name!r} was made with another config or selection"
-        raise ConfigError(what, where=str(path / CONFIG_FILE), fix=fix)
-    if not (path / STATE_FILE).exists() and (path / HEAD_FILE).exists():
-        raise TrainingError(f"run {name!r} is finished", where=str(path), fix=fix)
-
-
-def _begin_folder(path: Path, text: str, *, overwrite: bool) -> None:
-    with typed_errors(path):
-        for old in path.iterdir() if overwrite else ():
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-        publish(path / CONFIG_FILE, [text.encode()])
+    folder = RunFolder.of(store.run_dir(run_name), Selection.open(store, selection_name), config)
+    return folder.has_ended and folder.is_of_this_config
 
 
 class TrainingRun:
     """One run: head, optimizer, where it stands, and its files."""
 
     def __init__(
-        self, material: Material, config: TrainConfig, path: Path, processes: Processes, head: Head | None = None
+        self, material: Material, config: TrainConfig, folder: RunFolder, processes: Processes, head: Head | None = None
     ) -> None:
-        self.material, self.config, self.path, self.processes = material, config, path, processes
+        self.material, self.config, self.folder, self.processes = material, config, folder, processes
         self.device = material.source.device
         self.feed = DenseFeed(
             material.source, material.truth, material.training, material.train_bins,
             config.bins_per_step, config.pairs_per_step, config.bound_share, config.seed, config.balance,
         )  # fmt: skip
-        self.signals = self._signals(head)
+        self.signals = signals_read(material, config, head)
         material.source.signals = self.signals
-        self.source = self._make_source()
+        self.source = batch_source(material, config, self.feed, processes, self.signals)
         torch.manual_seed(config.seed)
-        self.head = self._make_head() if head is None else self._taken(head)
+        self.head = new_head(material, config, self.feed, self.signals) if head is None else taken_head(material, head)
         self.named = trainable(self.head)
         self.optimizer = adamw(
             self.head, self.named, lr=config.lr, weight_decay=config.weight_decay, lr_scale=config.lr_scale
         )
-        loss = HeadLoss(self.head, config.loss, checkpointing=config.checkpointing, strengths=self._strengths())
+        strengths = strengths_read(self.head, material, config)
+        loss = HeadLoss(self.head, config.loss, checkpointing=config.checkpointing, strengths=strengths)
         if config.compile:
             loss.compile()
         self.model = processes.wrapped(loss)
         self.average = Average(self.head, config.average)
         self.schedule = Schedule(kind=config.schedule, warmup=config.warmup, n_steps=config.steps)
         self.state = RunState()
-        self.log = RunLog(path, trackers=config.trackers, about=configs.to_mapping(config))
-
-    def _strengths(self) -> Strengths | None:
-        """Return what a head needs that learns read values beside labels."""
-        if not (isinstance(self.head, FilipHead) and self.head.read_values is not None):
-            return None
-        if self.config.pairing != "rows":
-            fix = "--set pairing=rows, or options.read_values=0"
-            raise ConfigError("read values are of rows, training is dense", where="options.read_values", fix=fix)
-        return training_strengths(self.material.store, self.material.selection, self.device)
-
-    def _make_source(self) -> BatchSource:
-        config, material = self.config, self.material
-        if config.pairing == "dense":
-            return DenseSource(self.feed, self.processes)
-        loader = Loader(
-            material.store, material.selection, "train",
-            arrays=material.arrays, batch_size=config.batch_rows, seed=config.seed, balance=config.balance,
-            reverse=self._other_strand() if config.both_strands else "",
-        )  # fmt: skip
-        signals = None if self.signals is None else RowSignals(material.store, material.selection, self.signals)
-        return RowSource(loader, self.device, self.processes, signals)
-
-    def _other_strand(self) -> str:
-        """Return the array that holds the other strand of the windows."""
-        store, name = self.material.store, self.material.arrays.windows
-        found = other_strand(store, name)
-        if found is None:
-            fix = f"tfbind embed {store.path} windows --name NAME --set strand=reverse, with the same model"
-            raise ConfigError(f"the store has no other strand of {name}", where="both_strands", fix=fix)
-        return found
-
-    def _signals(self, head: Head | None) -> Signals | None:
-        """Return the signals that the head is to read, where the selection declares some and it can."""
-        name, store = self.material.selection.config.signals, self.material.store
-        can = reads_signals(self.config.head) if head is None else head.signal is not None
-        if not name or self.config.signals != "head" or not can:
-            return None
-        return Signals(store, store.array_name_for("signals", name))
-
-    def _make_head(self) -> Head:
-        store, arrays = self.material.store, self.material.arrays
-        geometry = Geometry(*(store.array(name).shape[-1] for name in arrays))
-        options = dict(self.config.options)
-        if self.signals is not None:
-            options["signal_scales"] = len(HALF_WIDTHS)
-        try:
-            head = make_head(self.config.head, geometry, options)
-        except TypeError as error:  # an unknown option, with the nearest known one
-            raise ConfigError(str(error), where="options", fix="--set options.NAME=VALUE with one of these") from error
-        head.fit_scaling(self.feed.scaling(), prevalence=self.feed.prevalence)
-        return head.to(self.device)
-
-    def _taken(self, head: Head) -> Head:
-        """Return a head that somebody made, to be trained on from where it stands."""
-        found = Geometry(*(self.material.store.array(name).shape[-1] for name in self.material.arrays))
-        if head.geometry != found:
-            what = f"the head reads DNA, proteins and contexts of {tuple(head.geometry)}, stored are {tuple(found)}"
-            raise ConfigError(what, where="head", fix="use the embedders that the head was made for")
-        return head.to(self.device)
+        self.log = RunLog(folder.path, trackers=config.trackers, about=configs.to_mapping(config))
 
     def resume(self, path: Path | None = None) -> bool:
         """Go on from a saved state, by default the folder's, if there is one."""
-        path = path or self.path / STATE_FILE
+        path = path or self.folder.state
         if not path.exists():
             return False
         counters, groups = read_state(path)
@@ -352,9 +246,9 @@ class TrainingRun:
                 bar.update()
                 self._after_step()
         if self.processes.is_first:
-            if self.state.step % self.config.validate_every or not (self.path / HEAD_FILE).exists():
+            if self.state.step % self.config.validate_every or not self.folder.head.exists():
                 self.look()
-            (self.path / STATE_FILE).unlink(missing_ok=True)
+            self.folder.state.unlink(missing_ok=True)
         self.processes.wait()
 
     def _after_step(self) -> None:
@@ -432,8 +326,8 @@ class TrainingRun:
             self.state.looks_since_best += 1
             if not found or not (found["valid_auprc"] <= best):
                 self.state.best, self.state.looks_since_best = looked, 0
-                save_checkpoint(self.path / HEAD_FILE, self.head, self._header(looked))
-            save_checkpoint(self.path / LAST_FILE, self.head, self._header(looked))
+                save_checkpoint(self.folder.head, self.head, self._header(looked))
+            save_checkpoint(self.folder.last, self.head, self._header(looked))
         self.head.train()
 
     def save_state(self, path: Path | None = None) -> None:
@@ -443,7 +337,7 @@ class TrainingRun:
             "optimizer": optimizer_tensors(self.optimizer, self.named),
             "average": self.average.tensors,
         }
-        write_state(path or self.path / STATE_FILE, asdict(self.state), groups)
+        write_state(path or self.folder.state, asdict(self.state), groups)
 
     def _signals_said(self) -> dict[str, str]:
         if self.signals is None:
