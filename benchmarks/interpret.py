@@ -81,8 +81,8 @@ def _variants(args: argparse.Namespace) -> tuple[dict[str, Callable[..., np.ndar
         return other
 
     def local(positions: np.ndarray, bases: np.ndarray) -> np.ndarray:
-        live = live_bins(embedder, tiling, 0, codes, asked)
-        return np.concatenate(list(live.changed(positions, bases)))
+        live = live_bins(embedder, tiling, 0, partial(_cut, codes, start), asked)
+        return np.concatenate(list(live.changed(positions + start, bases)))
 
     def whole(positions: np.ndarray, bases: np.ndarray) -> np.ndarray:
         found = []

@@ -38,6 +38,16 @@ class Locus(NamedTuple):
         """Return the usual ``chrom:start-end``."""
         return f"{self.chrom}:{self.start}-{self.end}"
 
+    def moved(self, bp: int) -> Locus:
+        """Return the stretch that lies so far to the right.
+
+        Examples
+        --------
+        >>> Locus("chr1", 10, 30).moved(-5)
+        Locus(chrom='chr1', start=5, end=25)
+        """
+        return Locus(self.chrom, self.start + bp, self.end + bp)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from tfbind_store.interpretation import interpret
 from tfbind_store.interpretation.files import Contribution, write_contributions
 from tfbind_store.interpretation.interpret import Explainer, InterpretConfig, interpret_loci, open_explainer, resized
 from tfbind_store.loci import Locus
+from tfbind_store.precompute.convnet import Convnet, ConvnetSizes, save_convnet
+from tfbind_store.precompute.embedder import WindowEmbedder, make_window_embedder
 from tfbind_store.precompute.enformer import EnformerEmbedder, random_trunk
 from tfbind_store.precompute.run import embed_windows
 from tfbind_store.prediction.asked_pairs import Asked
@@ -40,6 +43,8 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Planted:
     embed_windows(made.store, live_trunk("mean"), name="mean").require_complete()
     config = TrainConfig(steps=5, options=OPTIONS, bins_per_step=64, pairs_per_step=4, device="cpu", windows="mean")
     train_head(made.store, made.selection, config, "random")
+    embed_windows(made.store, convnet(made), name="convnet").require_complete()
+    train_head(made.store, made.selection, replace(config, windows="convnet"), "convnet")
     return made
 
 
@@ -47,8 +52,18 @@ def live_trunk(strand: str) -> EnformerEmbedder:
     return EnformerEmbedder(random_trunk(ARCHITECTURE, seed=2), strand=strand, device="cpu")
 
 
+def convnet(planted: Planted) -> WindowEmbedder:
+    """A convnet that reads both strands, a few bases further right."""
+    folder = planted.store.path.parent / "convnet"
+    if not folder.exists():
+        torch.manual_seed(4)
+        save_convnet(Convnet(ConvnetSizes(motifs=8, motif_bp=5, dim=8, wide=12, depth=2, bin_bp=BIN_BP)), folder, None)
+    options = {"checkpoint": str(folder), "strand": "mean", "shift_bp": 3, "device": "cpu"}
+    return make_window_embedder("convnet", options)
+
+
 def explainer(planted: Planted, run: str = "few", **choices) -> Explainer:
-    embedder = MotifEmbedder() if run == "few" else live_trunk("mean")
+    embedder = {"few": MotifEmbedder, "random": lambda: live_trunk("mean"), "convnet": lambda: convnet(planted)}[run]()
     return open_explainer(planted.store, run, InterpretConfig(asked=ASKED, **choices), embedder=embedder)
 
 
@@ -106,19 +121,21 @@ def test_numbers_are_scores_of_sequences_written_out_across_two_windows(planted:
         assert found.score == pytest.approx(scores[found.codes[place]], abs=1e-4)
 
 
-def test_gradients_are_the_slope_of_the_score(planted: Planted) -> None:
-    explain = explainer(planted, "random", method="gradient", over="mean")
+@pytest.mark.parametrize("run", ["random", "convnet"])
+def test_gradients_are_the_slope_of_the_score(planted: Planted, run: str) -> None:
+    explain = explainer(planted, run, method="gradient", over="mean")
     locus = Locus("chr1", 500, 530)
     found = explain.explain(locus)
-    live, step = explain.live, 0.02
+    live, step = explain.live, 0.02 if run == "random" else 2e-3  # short, where maxima are taken
     assert live is not None
 
     def score(position: int, letter: int, change: float) -> float:
         logits = []
         for part in explain.parts(locus):
-            sequence = live.sequence(planted.store.genome.codes(*part.read)).detach()
-            if part.read.start <= position < part.read.end:
-                sequence[0, position - part.read.start, letter] += change
+            sequence = live.sequence(live.read(part.read)).detach()
+            read = live.read(part.read)
+            if read.start <= position < read.end:
+                sequence[0, position - read.start, letter] += change
             with torch.no_grad():
                 dna = live.bins(sequence, part.bins)
                 logits.append(explain.run.head.score_pairs(dna, explain.pairs)[:, 0])
@@ -135,16 +152,25 @@ def test_gradients_are_the_slope_of_the_score(planted: Planted) -> None:
     assert np.abs(found.values).max() > 1e-2
 
 
-def test_both_methods_explain_the_stored_score(planted: Planted) -> None:
+@pytest.mark.parametrize("name", ["random", "convnet"])
+def test_both_methods_explain_the_stored_score(planted: Planted, name: str) -> None:
     """The unchanged locus has the score that the run gives its stored bins, but for their float16."""
     store, locus = planted.store, Locus("chr2", 700, 760)
-    run = load_run(store, "random")
+    run = load_run(store, name)
     first, last = bins_of_loci(store.tiling, np.array([1]), np.array([locus.start]), np.array([locus.end]))
     (block,) = score_bins(run.head, run.source, np.array([0]), np.array([0]), np.arange(first[0], last[0]))
-    for method in ("ism", "gradient"):
-        assert explainer(planted, "random", method=method).explain(locus).score == pytest.approx(
-            block.scores.max(), abs=5e-3
-        )
+    scores = [explainer(planted, name, method=method).explain(locus).score for method in ("ism", "gradient")]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    (window,) = {int(found) // store.grid.n_bins for found in (first[0], last[0] - 1)}
+    embedder = live_trunk("mean") if name == "random" else convnet(planted)
+    (fresh,) = embedder.embed([window], lambda at: store.genome.codes(*at), store.tiling)
+    inside = slice(first[0] - window * store.grid.n_bins, last[0] - window * store.grid.n_bins)
+    pairs = run.source.encode(run.head, np.array([0]), np.array([0]))
+    for precision, expected in ((np.float16, block.scores.max()), (np.float32, scores[0])):
+        rows = torch.from_numpy(fresh.values[inside].astype(precision).astype(np.float32))
+        with torch.inference_mode():
+            logits = run.head.score_pairs(rows, pairs)[:, 0]
+        assert float(logits.max()) == pytest.approx(expected, abs=1e-4)
 
 
 def test_an_embedder_without_gradients_says_so(planted: Planted) -> None:

@@ -49,12 +49,12 @@ def test_changed_bins_equal_the_window_embedded_whole(chromosome, strand, tap):
     embedder, bins = EnformerEmbedder(TRUNK, strand=strand, tap=tap, device="cpu"), range(5, 9)
     window = 1
     read = TILING.read(window)
-    live = live_bins(embedder, TILING, window, reader(chromosome)(read), bins)
+    live = live_bins(embedder, TILING, window, reader(chromosome), bins)
     # the window's first and last bases, the middle, either side of a token's edge, beside the N
     places = [max(read.start, 0), read.start + 15, read.start + 16, 640, 699, 705, 1_000, min(read.end, 2_000) - 1]
     positions = np.array(places)
     bases = ((chromosome[positions] + 1) % 4).astype(np.uint8)
-    found = np.concatenate(list(live.changed(positions - read.start, bases)))
+    found = np.concatenate(list(live.changed(positions, bases)))
     (plain,) = embedder.embed([window], reader(chromosome), TILING)
     np.testing.assert_allclose(live.reference(), plain.values[bins.start : bins.stop], rtol=1e-4, atol=2e-5)
     for row, (position, base) in enumerate(zip(positions, bases, strict=True)):
@@ -66,9 +66,9 @@ def test_changed_bins_equal_the_window_embedded_whole(chromosome, strand, tap):
 
 def test_a_base_that_stays_changes_nothing(chromosome):
     embedder = EnformerEmbedder(TRUNK, device="cpu")
-    live = live_bins(embedder, TILING, 0, reader(chromosome)(TILING.read(0)), range(0, 32))
+    live = live_bins(embedder, TILING, 0, reader(chromosome), range(0, 32))
     position = np.array([400])
-    (same,) = live.changed(position, chromosome[position + TILING.read(0).start])
+    (same,) = live.changed(position, chromosome[position])
     np.testing.assert_allclose(same[0], live.reference(), rtol=1e-4, atol=2e-5)
 
 
@@ -77,7 +77,7 @@ def test_maps_follow_the_trunk(chromosome):
     axes = rng.normal(size=(5, 48)).astype(np.float32)
     pca = Pca(rng.normal(size=48).astype(np.float32), axes, np.full(5, 0.2, dtype=np.float32))
     spec = embedder.spec("genome", GRID)
-    codes = reader(chromosome)(TILING.read(1))
+    codes = reader(chromosome)
     live = live_bins(_Mapped(embedder, pca, spec, dim=5), TILING, 1, codes, range(3, 5))
     plain = live_bins(embedder, TILING, 1, codes, range(3, 5))
     np.testing.assert_allclose(live.reference(), pca(plain.reference()), rtol=1e-4, atol=1e-4)
@@ -88,7 +88,7 @@ def test_other_models_are_asked_for_the_whole_window():
     tiling = Tiling.over(grid, {"chr1": 1_024})
     codes = np.full(512, 3, dtype=np.uint8)
     codes[70:80] = [3, 2, 0, 1, 2, 3, 1, 0, 0, 2]  # TGACGTCAAG, in bin 2
-    live = live_bins(MotifEmbedder(), tiling, 0, codes, range(1, 4))
+    live = live_bins(MotifEmbedder(), tiling, 0, reader(codes), range(1, 4))
     assert live.reference()[:, 0].tolist() == [0, 1, 0]
     broken, elsewhere = live.changed(np.array([74, 10]), np.array([0, 0], dtype=np.uint8))
     assert broken[0, :, 0].tolist() == [0, 0, 0]

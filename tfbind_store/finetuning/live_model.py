@@ -20,6 +20,7 @@ from tfbind_store.errors import ConfigError
 from tfbind_store.precompute.alphabet import residues
 from tfbind_store.precompute.enformer import EnformerEmbedder, Trunk, one_hot
 from tfbind_store.precompute.esm import EsmEmbedder
+from tfbind_store.precompute.window_options import on_strand
 from tfbind_store.pretraining.forward import live_features
 from tfbind_store.spec import EmbeddingSpec
 from tfbind_store.store.folder import Store
@@ -56,11 +57,7 @@ class LiveTrunk(nn.Module):
 
     def of_one_hot(self, sequence: Float[Tensor, "b bp 4"], n_bins: int) -> Float[Tensor, "b n d"]:
         """Return what `forward` does, from bases as the trunk reads them: they may want a gradient."""
-        if self.strand == "forward":
-            return self._features(sequence, n_bins)
-        # A and T, C and G stand opposite each other: turned round in both axes it is the other strand
-        backward = self._features(sequence.flip(1, 2), n_bins).flip(1)
-        return backward if self.strand == "reverse" else (self._features(sequence, n_bins) + backward) / 2
+        return on_strand(lambda own: self._features(own, n_bins), sequence, self.strand)
 
     def spec(self, store: Store) -> EmbeddingSpec:
         """Return what an array made with these weights says about itself."""

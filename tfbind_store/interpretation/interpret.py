@@ -13,28 +13,24 @@ number of its own letter. An N has none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64, UInt8
-from torch import Tensor
-from torch.nn import functional
+from jaxtyping import Float32, Int64, UInt8
 from tqdm import tqdm
 
-from tfbind_store.arrays.transforms import GELU_SLOPE, Pca, Pointwise
 from tfbind_store.errors import ConfigError
-from tfbind_store.finetuning.live_model import LiveTrunk
 from tfbind_store.ingest.loci import read_loci
 from tfbind_store.interpretation.files import N_LETTERS, Contribution, require_writable, write_contributions
+from tfbind_store.interpretation.gradients import Differentiable
 from tfbind_store.interpretation.live_bins import live_bins
 from tfbind_store.loci import Locus
-from tfbind_store.precompute.as_read import Map, embedder_as_read, taken_apart
+from tfbind_store.precompute.as_read import embedder_as_read
 from tfbind_store.precompute.embedder import WindowEmbedder
-from tfbind_store.precompute.enformer import EnformerEmbedder, Trunk, one_hot
 from tfbind_store.prediction.asked_pairs import Asked, EncodedPairs, encode_asked
 from tfbind_store.prediction.cells import Cells
 from tfbind_store.scoring.bins import LoadedRun, load_run
@@ -102,7 +98,7 @@ class Explainer:
         self.pair = encoded.names[0]
         self.cells = Cells(store, run, encoded.biotype_id)
         run.head.eval()
-        self.live = _Differentiable(store, embedder) if config.method == "gradient" else None
+        self.live = Differentiable(store, embedder) if config.method == "gradient" else None
 
     def explain(self, locus: Locus) -> Contribution:
         """Return what each base of a locus gives."""
@@ -129,15 +125,13 @@ class Explainer:
         known = np.flatnonzero(codes < N_LETTERS)
         letters = (codes[known, np.newaxis] + np.arange(1, N_LETTERS)) % N_LETTERS
         places, letters = np.repeat(known, N_LETTERS - 1), letters.reshape(-1).astype(np.uint8)
-        before, after = [], []
+        before, after, positions = [], [], places + locus.start
         for part in self.parts(locus):
-            read = self.store.genome.codes(*part.read)
-            live = live_bins(self.embedder, self.store.tiling, part.window, read, part.bins)
+            live = live_bins(self.embedder, self.store.tiling, part.window, self._codes, part.bins)
             (reference,) = self._logits(live.reference()[np.newaxis], part)
-            positions = places + locus.start - part.read.start
             logits = np.tile(reference, (len(places), 1))
             # a window that does not read a base says the same whatever stands there
-            reads = np.flatnonzero((positions >= 0) & (positions < len(read)))
+            reads = np.flatnonzero((positions >= live.read.start) & (positions < live.read.end))
             changed = [self._logits(bins, part) for bins in live.changed(positions[reads], letters[reads])]
             if changed:
                 logits[reads] = np.concatenate(changed)
@@ -148,6 +142,9 @@ class Explainer:
         values = np.full((len(codes), N_LETTERS), score, dtype=np.float64)
         values[places, letters] = over(np.concatenate(after, axis=1), axis=1)
         return values, score
+
+    def _codes(self, locus: Locus) -> UInt8[np.ndarray, " bp"]:
+        return self.store.genome.codes(*locus)
 
     def _logits(self, dna: Float32[np.ndarray, "b k d"], part: _Part) -> Float32[np.ndarray, "b k"]:
         rows = torch.from_numpy(dna.reshape(-1, dna.shape[-1])).to(self.run.source.device)
@@ -164,7 +161,7 @@ class Explainer:
         assert self.live is not None
         inputs, logits, parts = [], [], self.parts(locus)
         for part in parts:
-            sequence = self.live.sequence(self.store.genome.codes(*part.read))
+            sequence = self.live.sequence(self.live.read(part.read))
             dna = self.live.bins(sequence, part.bins).to(self.run.source.device)
             inputs.append(sequence)
             logits.append(self.cells.logits(dna, self.pairs, self._places(part))[:, 0])
@@ -172,55 +169,12 @@ class Explainer:
         score = every.max() if self.config.over == "max" else every.mean()
         values = np.zeros((len(codes), N_LETTERS), dtype=np.float64)
         for part, slope in zip(parts, torch.autograd.grad(score, inputs), strict=True):
-            low, high = max(locus.start, part.read.start), min(locus.end, part.read.end)
-            met = slope[0, low - part.read.start : high - part.read.start].float().cpu().numpy()
+            read = self.live.read(part.read)
+            low = max(locus.start, read.start)
+            high = max(low, min(locus.end, read.end))
+            met = slope[0, low - read.start : high - read.start].float().cpu().numpy()
             values[low - locus.start : high - locus.start] += met
         return values, float(score.detach())
-
-
-class _Differentiable:
-    """An Enformer's bins as a head reads them, with a gradient back to the bases."""
-
-    def __init__(self, store: Store, embedder: WindowEmbedder) -> None:
-        model, maps = taken_apart(embedder)
-        if not isinstance(model, EnformerEmbedder):
-            what = f"{type(model).__name__} gives no gradient"
-            raise ConfigError(what, where="method", fix="use --method ism, which works with any model of DNA")
-        spec = model.spec(store.meta.genome, store.grid)
-        self.trunk = LiveTrunk(Trunk(model.model, model.card), spec, checkpointing=True, dtype=torch.float32).eval()
-        self.trunk.requires_grad_(False)
-        self.device, self.n_bins = model.device, store.grid.n_bins
-        self.maps = [_torch_map(through, model.device) for through in maps]
-
-    def sequence(self, codes: UInt8[np.ndarray, " bp"]) -> Float[Tensor, "1 bp 4"]:
-        """Return a window's bases, whose gradient is wanted."""
-        return one_hot(np.ascontiguousarray(codes[np.newaxis])).to(self.device).requires_grad_()
-
-    def bins(self, sequence: Float[Tensor, "1 bp 4"], bins: range) -> Float[Tensor, "k d"]:
-        """Return kept bins."""
-        values = self.trunk.of_one_hot(sequence, self.n_bins)[0, bins.start : bins.stop]
-        for through in self.maps:
-            values = through(values)
-        return values
-
-
-def _torch_map(through: Map, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Return what a map does, with a gradient."""
-
-    def tensor(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(array)).to(device)
-
-    if isinstance(through, Pca):
-        mean, axes = tensor(through.mean), tensor(through.axes)
-        return lambda x: (x - mean) @ axes.T
-    assert isinstance(through, Pointwise), "a map of another kind stands between a trunk and its reader"
-    scale, offset = tensor(through.norm_scale), tensor(through.norm_offset)
-    weight, bias = tensor(through.weight), tensor(through.bias)
-
-    def gelu(x: Tensor) -> Tensor:
-        return x * torch.sigmoid(GELU_SLOPE * x)
-
-    return lambda x: gelu(functional.linear(gelu(x * scale + offset), weight, bias))
 
 
 def open_explainer(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from tfbind_store.loci import Locus, Tiling
 from tfbind_store.precompute.as_read import Map, taken_apart
-from tfbind_store.precompute.embedder import WindowEmbedder
+from tfbind_store.precompute.embedder import Codes, WindowEmbedder
 from tfbind_store.precompute.enformer import COMPLEMENT, EnformerEmbedder, reverse_complement
 from tfbind_store.precompute.fast_forward import FastTrunk
 
@@ -33,6 +33,9 @@ TOKENS_AT_ONCE = 1536
 
 class LiveBins(Protocol):
     """Some neighbouring bins of one window."""
+
+    read: Locus
+    """The bases that are read for them."""
 
     def reference(self) -> Float32[np.ndarray, "k d"]:
         """Return the bins of the sequence as it is."""
@@ -46,16 +49,14 @@ class LiveBins(Protocol):
         Parameters
         ----------
         positions
-            Counted from the window's first base.
+            On the chromosome, within what is read.
         bases
             Codes that stand there instead.
         """
         ...
 
 
-def live_bins(
-    embedder: WindowEmbedder, tiling: Tiling, window: int, codes: UInt8[np.ndarray, " bp"], bins: range
-) -> LiveBins:
+def live_bins(embedder: WindowEmbedder, tiling: Tiling, window: int, codes: Codes, bins: range) -> LiveBins:
     """Return some bins of a window, live.
 
     Parameters
@@ -63,7 +64,7 @@ def live_bins(
     embedder
         As `embedder_as_read` gives it.
     codes
-        Of all that the window reads.
+        Reads the genome.
     bins
         Neighbouring kept bins.
     """
@@ -72,17 +73,15 @@ def live_bins(
         return _WholeWindow(embedder, tiling, window, codes, bins)
     first = tiling.grid.margin_bp // tiling.grid.bin_bp + bins.start
     keep = slice(first, first + len(bins))
-    return _LocalChanges(model, codes, keep, maps)
+    return _LocalChanges(model, tiling.read(window), codes, keep, maps)
 
 
 class _WholeWindow:
     """Any embedder: every change is a window of its own."""
 
-    def __init__(
-        self, embedder: WindowEmbedder, tiling: Tiling, window: int, codes: UInt8[np.ndarray, " bp"], bins: range
-    ) -> None:
+    def __init__(self, embedder: WindowEmbedder, tiling: Tiling, window: int, codes: Codes, bins: range) -> None:
         self.embedder, self.tiling, self.window, self.codes, self.bins = embedder, tiling, window, codes, bins
-        self.locus = tiling.read(window)
+        self.read = tiling.read(window).moved(getattr(taken_apart(embedder)[0], "shift_bp", 0))
 
     def reference(self) -> Float32[np.ndarray, "k d"]:
         return self._bins(self.codes)
@@ -90,31 +89,28 @@ class _WholeWindow:
     def changed(
         self, positions: Int64[np.ndarray, " b"], bases: UInt8[np.ndarray, " b"]
     ) -> Iterator[Float32[np.ndarray, "some k d"]]:
-        for position, base in zip(positions, bases, strict=True):
-            codes = self.codes.copy()
-            codes[position] = base
-            yield self._bins(codes)[np.newaxis]
+        for position, base in zip(positions.tolist(), bases.tolist(), strict=True):
 
-    def _bins(self, codes: UInt8[np.ndarray, " bp"]) -> Float32[np.ndarray, "k d"]:
-        start = self.locus.start
+            def with_change(locus: Locus, position: int = position, base: int = base) -> UInt8[np.ndarray, " bp"]:
+                codes = self.codes(locus)
+                if locus.start <= position < locus.end:
+                    codes = codes.copy()
+                    codes[position - locus.start] = base
+                return codes
 
-        def read(locus: Locus) -> UInt8[np.ndarray, " bp"]:
-            # an embedder may look beyond the window that it was asked for: it finds nothing there
-            places = np.arange(locus.start - start, locus.end - start)
-            inside = (places >= 0) & (places < len(codes))
-            return np.where(inside, codes[np.clip(places, 0, len(codes) - 1)], 5).astype(np.uint8)
+            yield self._bins(with_change)[np.newaxis]
 
-        (result,) = self.embedder.embed([self.window], read, self.tiling)
+    def _bins(self, codes: Codes) -> Float32[np.ndarray, "k d"]:
+        (result,) = self.embedder.embed([self.window], codes, self.tiling)
         return np.asarray(result.values[self.bins.start : self.bins.stop], dtype=np.float32)
 
 
 class _LocalChanges:
     """An Enformer: only the tokens that a change reaches are computed again."""
 
-    def __init__(
-        self, model: EnformerEmbedder, codes: UInt8[np.ndarray, " bp"], keep: slice, maps: Sequence[Map]
-    ) -> None:
-        self.codes, self.maps = codes, maps
+    def __init__(self, model: EnformerEmbedder, read: Locus, genome: Codes, keep: slice, maps: Sequence[Map]) -> None:
+        self.read, self.maps = read, maps
+        codes = genome(read)
         self.strands: list[_Strand] = []
         if model.strand != "reverse":
             self.strands.append(_Strand(model, codes, keep))
@@ -131,6 +127,7 @@ class _LocalChanges:
     def changed(
         self, positions: Int64[np.ndarray, " b"], bases: UInt8[np.ndarray, " b"]
     ) -> Iterator[Float32[np.ndarray, "some k d"]]:
+        positions = positions - self.read.start
         size = max(1, TOKENS_AT_ONCE // len(self.strands[0].tokens))
         for at in range(0, len(positions), size):
             some = slice(at, at + size)
@@ -163,7 +160,7 @@ class _Strand:
         return kept.flip(1) if self.is_reverse else kept
 
     def changed(self, positions: Int64[np.ndarray, " b"], bases: UInt8[np.ndarray, " b"]) -> Float[Tensor, "b k d"]:
-        """Return the kept bins of changed sequences; positions and bases are the forward strand's."""
+        """Return the kept bins of changed sequences; positions, from the window's start, are the forward strand's."""
         if self.is_reverse:
             positions, bases = len(self.codes) - 1 - positions, COMPLEMENT[bases]
         bp, reach = self.fast.geometry.bp_per_token, self.fast.geometry.reach_tokens

@@ -273,10 +273,17 @@ class ModuleEmbedder:
         """Give the device's memory back until the next call of `embed`."""
         take_back(self.model, self.device)
 
-    def _forward(self, codes: UInt8[np.ndarray, "b bp"], grid: Grid) -> Float[torch.Tensor, "b n_bins dim"]:
-        with torch.inference_mode(), exact_float32(self.device):
-            found = self._call(self.model.to(self.device), one_hot(codes).to(self.device))
-        wanted = (len(codes), self._gives(grid), self.geometry.dim)
+    def live(self, sequence: Float[torch.Tensor, "b bp 4"], grid: Grid) -> Float[torch.Tensor, "b n_bins dim"]:
+        """Return the kept bins of one-hot windows; in grad mode with a gradient back to them.
+
+        Raises
+        ------
+        SpecError
+            If the module gives another shape than was declared.
+        """
+        with exact_float32(self.device):
+            found = self._call(self.model.to(self.device), sequence.to(self.device))
+        wanted = (len(sequence), self._gives(grid), self.geometry.dim)
         if tuple(found.shape) != wanted:
             raise SpecError(
                 f"it gives [batch, bins, dim] = {list(found.shape)}, declared were {list(wanted)}",
@@ -284,6 +291,10 @@ class ModuleEmbedder:
                 fix="--set dim, bin_bp, n_bins, gives as the module has them",
             )
         return crop_bins(found, grid.n_bins)
+
+    def _forward(self, codes: UInt8[np.ndarray, "b bp"], grid: Grid) -> Float[torch.Tensor, "b n_bins dim"]:
+        with torch.inference_mode():
+            return self.live(one_hot(codes), grid)
 
 
 def make_module(target: str, arguments: Mapping[str, Any], *, seed: int) -> torch.nn.Module:

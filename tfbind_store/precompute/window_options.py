@@ -7,12 +7,13 @@ genome order. Enformer reads strands itself, since its neighbouring windows shar
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
+from torch import Tensor
 
 from tfbind_store.arrays.int8 import SCALE_ROWS
 from tfbind_store.arrays.on_reading import FIELD, Reading
@@ -93,6 +94,19 @@ def as_computed(embedder: Any) -> Any:
     return embedder
 
 
+def on_strand(
+    features: Callable[[Float[Tensor, "b bp 4"]], Float[Tensor, "b n d"]],
+    sequence: Float[Tensor, "b bp 4"],
+    strand: Strand,
+) -> Float[Tensor, "b n d"]:
+    """Return what a trunk makes of a strand of one-hot windows, or of both, in genome order, with a gradient."""
+    if strand == "forward":
+        return features(sequence)
+    # A and T, C and G stand opposite each other: turned round in both axes it is the other strand
+    backward = features(sequence.flip(1, 2)).flip(1)
+    return backward if strand == "reverse" else (features(sequence) + backward) / 2
+
+
 class _Optioned:
     """An embedder that reads elsewhere, or whose numbers are stored otherwise."""
 
@@ -118,6 +132,11 @@ class _Optioned:
         """Of the embedder: what is stored for each bin."""
         geometry: TrunkGeometry = self._embedder.geometry
         return geometry
+
+    @property
+    def shift_bp(self) -> int:
+        """How far to the right of its place a window is read."""
+        return self._choice.shift_bp
 
     @property
     def transforms(self) -> tuple[bytes, ...]:
@@ -150,12 +169,16 @@ class _Optioned:
                 said[name] = value
         return replace(spec, identity={**spec.identity, **said}, dtype="int8" if self._choice.int8 else spec.dtype)
 
+    def live(self, sequence: Float[Tensor, "b bp 4"], grid: Grid) -> Float[Tensor, "b n d"]:
+        """Return the kept bins of one-hot windows, which begin where these options have them begin."""
+        return on_strand(lambda own: self._embedder.live(own, grid), sequence, self._choice.strand)
+
     def embed(self, windows: Sequence[int], codes: Codes, tiling: Tiling) -> Iterator[WindowEmbedding]:
         """Yield one result per window, in the order given, bins in genome order."""
         shift, strand = self._choice.shift_bp, self._choice.strand
 
         def ahead(locus: Locus) -> UInt8[np.ndarray, " bp"]:
-            return codes(locus._replace(start=locus.start + shift, end=locus.end + shift)) if shift else codes(locus)
+            return codes(locus.moved(shift)) if shift else codes(locus)
 
         def back(locus: Locus) -> UInt8[np.ndarray, " bp"]:
             return np.ascontiguousarray(_COMPLEMENT[ahead(locus)[::-1]])
