@@ -7,9 +7,9 @@ One store with embeddings that nobody computed, peaks, proteins and contexts, ma
 Warm: each round reads the same batches as the loader gives them (embeddings, labels, proteins, contexts), and by one
 ``np.take`` on the same mapped pages; the ratio is the median of the rounds' ratios of CPU time. *take* gives a new
 array for each batch, as the loader does; *take_into* writes over two arrays in turn, which no loader may. The same
-batches by zarr, some of them. Cold: pages are given back to the system first; all windows in the loader's order,
-announced ahead, beside reading the files from end to end; and scattered rows, announced and not. The last line is one
-JSON object.
+batches by zarr, some of them. Cold: pages are given back to the system first; an epoch of the loader over as many rows
+of 16 bins as make up the files, in blocks of 16 windows, beside reading the files from end to end; and scattered rows,
+announced and not. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ from tfbind_store.precompute.embedder import (
 )
 from tfbind_store.precompute.run import embed_contexts, embed_factors, embed_windows
 from tfbind_store.query.loader import Arrays, Loader
-from tfbind_store.query.sampler import epoch_order
 from tfbind_store.query.selection import SelectionConfig, make_selection
 from tfbind_store.spec import EmbeddingSpec
 from tfbind_store.store.folder import Store
@@ -179,10 +178,10 @@ def _warm(store: Store, loader: Loader, args: argparse.Namespace) -> dict[str, f
 def _cold(store: Store, args: argparse.Namespace) -> dict[str, float]:
     files = sorted(path for path in store.array_path(ARRAYS.windows).rglob("*") if path.stat().st_size > 1 << 20)
     size = sum(path.stat().st_size for path in files)
-    run, per_window = 32, 896 // 32
-    windows = np.repeat(np.arange(args.windows), per_window)
-    order = epoch_order(windows, block_windows=16, seed=0, epoch=0)
-    first = windows * 896 + np.tile(np.arange(per_window) * run, args.windows)
+    # as many rows of 16 bins as make up the files: nearly every page is read, and once
+    sample = args.windows * 896 / 16 / Loader(store, "rows16", "train", arrays=ARRAYS).n_rows
+    config = SelectionConfig(n_bins=16, negatives=("random:2", "scoped:1"), sample=sample)
+    make_selection(store, "cold", config)
     rng = np.random.default_rng(1)
     scattered = [np.sort(rng.choice(args.windows * 896, args.batch, replace=False)) for _ in range(8)]
     rates: dict[str, list[float]] = {"sequential": [], "shuffled": [], "announced": [], "plain": []}
@@ -195,13 +194,12 @@ def _cold(store: Store, args: argparse.Namespace) -> dict[str, float]:
                     pass
         rates["sequential"].append(size / (time.perf_counter() - begin))
         _forget(files)
-        array = Store.open(store.path).array(ARRAYS.windows)
+        loader = Loader(Store.open(store.path), "cold", "train", arrays=ARRAYS, batch_size=64, block_windows=16)
         begin = time.perf_counter()
-        array.will_need(np.unique(windows[order[:128]]))
-        for place in range(0, len(order), 64):
-            array.will_need(np.unique(windows[order[place + 64 : place + 192]]))
-            array.gather_bins(first[order[place : place + 64]], run)
-        rates["shuffled"].append(size / (time.perf_counter() - begin))
+        n_read = sum(len(batch.dna) for _, batch in loader.epoch(0))
+        rates["shuffled"].append(n_read * 16 * 2 * args.dim / (time.perf_counter() - begin))
+        array = loader.dna
+        del loader
         for key in ("announced", "plain"):
             array.let_go()
             del array

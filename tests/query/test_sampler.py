@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tfbind_store.errors import ConfigError
-from tfbind_store.query.sampler import balanced_rows, batches_of, epoch_order
+from tfbind_store.query.sampler import RowWindows, balanced_rows, batches_of, epoch_order
 
 WINDOWS = st.lists(st.integers(0, 30), max_size=80).map(lambda w: np.array(w, dtype=np.int32))
 
@@ -16,7 +16,7 @@ WINDOWS = st.lists(st.integers(0, 30), max_size=80).map(lambda w: np.array(w, dt
 @settings(deadline=None)
 @given(WINDOWS, st.integers(1, 40), st.integers(1, 90), st.integers(1, 5), st.integers(0, 3), st.integers(0, 3))
 def test_every_row_comes_exactly_once_for_any_sizes(windows, block_windows, batch_size, n_parts, seed, epoch):
-    order = epoch_order(windows, block_windows=block_windows, seed=seed, epoch=epoch)
+    order = epoch_order(RowWindows.of(windows), block_windows=block_windows, seed=seed, epoch=epoch)
     seen = [
         row
         for part in range(n_parts)
@@ -29,7 +29,7 @@ def test_every_row_comes_exactly_once_for_any_sizes(windows, block_windows, batc
 @settings(deadline=None)
 @given(WINDOWS, st.integers(1, 8))
 def test_blocks_follow_each_other(windows, block_windows):
-    order = epoch_order(windows, block_windows=block_windows, seed=0, epoch=0)
+    order = epoch_order(RowWindows.of(windows), block_windows=block_windows, seed=0, epoch=0)
     visited, places = windows[order].tolist(), {}
     for place, window in enumerate(visited):
         places.setdefault(window, []).append(place)
@@ -45,7 +45,7 @@ def test_blocks_follow_each_other(windows, block_windows):
 @settings(deadline=None)
 @given(WINDOWS, st.integers(1, 20), st.integers(0, 10), st.integers(1, 3))
 def test_resuming_yields_what_was_left(windows, batch_size, n_seen, n_parts):
-    order = epoch_order(windows, block_windows=2, seed=0, epoch=0)
+    order = epoch_order(RowWindows.of(windows), block_windows=2, seed=0, epoch=0)
     whole = list(batches_of(order, batch_size=batch_size, part=n_parts - 1, n_parts=n_parts))
     first_row = whole[min(n_seen, len(whole)) - 1][0] if n_seen and whole else 0
     rest = batches_of(order, batch_size=batch_size, first_row=first_row, part=n_parts - 1, n_parts=n_parts)
@@ -54,13 +54,14 @@ def test_resuming_yields_what_was_left(windows, batch_size, n_seen, n_parts):
 
 
 def test_seed_and_epoch_change_the_order():
-    windows = np.repeat(np.arange(10), 5)
+    windows = RowWindows.of(np.repeat(np.arange(10), 5))
     orders = {epoch_order(windows, block_windows=3, seed=s, epoch=e).tobytes() for s in (0, 1) for e in (0, 1)}
     assert len(orders) == 4
 
 
 def test_the_order_is_the_same_in_every_version():
-    assert epoch_order(np.array([0, 0, 1, 1, 2, 2]), block_windows=2, seed=0, epoch=0).tolist() == KNOWN_ORDER
+    windows = RowWindows.of(np.array([0, 0, 1, 1, 2, 2]))
+    assert epoch_order(windows, block_windows=2, seed=0, epoch=0).tolist() == KNOWN_ORDER
 
 
 KNOWN_ORDER = [1, 4, 0, 5, 3, 2]

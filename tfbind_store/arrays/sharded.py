@@ -372,8 +372,18 @@ class ShardedArray:
         """Unmap what was read: whoever passes over a whole genome once keeps no more of it than it works on."""
         self._maps.let_go()
 
+    def are_in_memory(self, global_bins: Int64[np.ndarray, " k"]) -> bool:
+        """Return whether the pages on which these bins begin are all in memory; True too where nobody can tell."""
+        size, per_shard = self.layout.window_bytes // self._window_bins, self._window_bins * self.layout.shard_rows
+        shard_ids, places = np.divmod(np.asarray(global_bins, dtype=np.int64), per_shard)
+        return all(
+            self._maps.get(shard_id, ()).is_in_memory(place * size)
+            for shard_id, place in zip(shard_ids.tolist(), places.tolist(), strict=True)
+            if shard_id in self._receipts
+        )
+
     def will_need(self, windows: Iterable[int]) -> None:
-        """Tell the system that these windows are read soon, so that it fetches them together."""
+        """Have these windows fetched, since they are read soon; returns at once."""
         size = self.layout.window_bytes
         for window in windows:
             shard_id, place = divmod(int(window), self.layout.windows_per_shard)
@@ -381,7 +391,7 @@ class ShardedArray:
                 self._maps.get(shard_id, ()).will_need(place * size, size)
 
     def will_need_bins(self, first_global_bin: Int64[np.ndarray, " k"], n_bins: int = 1) -> None:
-        """Tell the system that runs of bins are read soon: scattered ones, of windows that are not read as a whole."""
+        """Have runs of bins fetched: scattered ones, of windows that are not read as a whole; returns at once."""
         size, per_shard = self.layout.window_bytes // self._window_bins, self._window_bins * self.layout.shard_rows
         shard_ids, places = np.divmod(np.sort(np.asarray(first_global_bin, dtype=np.int64)), per_shard)
         for shard_id, place in zip(shard_ids.tolist(), places.tolist(), strict=True):

@@ -9,7 +9,6 @@ A *window* is one inner chunk: one or more whole rows.
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import xxhash
 from jaxtyping import Shaped
 
+from tfbind_store.arrays.fetching import fetcher, is_in_memory
 from tfbind_store.arrays.layouts import LABEL, ArrayLayout
 from tfbind_store.arrays.spaces import Space
 from tfbind_store.durable import open_regular
@@ -128,11 +128,12 @@ class MappedShard(NamedTuple):
     """The same, with the rows that fill up the array's last window."""
 
     def will_need(self, first_byte: int, n_bytes: int) -> None:
-        """Tell the system that these bytes are read soon."""
-        if hasattr(mmap, "MADV_WILLNEED"):
-            first = self.begin + first_byte
-            begin = first - first % mmap.PAGESIZE
-            self.space.pages.madvise(mmap.MADV_WILLNEED, begin, first + n_bytes - begin)
+        """Have these bytes fetched, since they are read soon; returns at once."""
+        fetcher().fetch(self.space, self.begin + first_byte, n_bytes)
+
+    def is_in_memory(self, byte: int) -> bool:
+        """Return whether the page of a byte is in memory; True too where the system does not tell."""
+        return is_in_memory(self.space, self.begin + byte)
 
 
 def view_shard(layout: ArrayLayout, shard_id: int, space: Space) -> MappedShard:

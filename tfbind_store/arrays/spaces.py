@@ -54,6 +54,8 @@ class Space:
             -1, layout.shape[-1]
         )
         """Every vector of every shard, read-only; between shards there may be vectors that do not exist."""
+        self.address = int(self.flat.__array_interface__["data"][0])
+        """Of the first byte."""
         self.is_ready = np.zeros(n_shards, dtype=bool)
         """Which shards are mapped and have no window left to be checked."""
 
@@ -73,7 +75,7 @@ class Space:
             If the system refuses.
         """
         begin = self.begin(shard_id)
-        address = self.flat.__array_interface__["data"][0] + begin
+        address = self.address + begin
         protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _FIXED | _NORESERVE
         if _system_mmap()(address, n_bytes, protection, flags, descriptor, 0) != address:
             number = ctypes.get_errno()

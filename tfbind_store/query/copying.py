@@ -10,9 +10,6 @@ from jaxtyping import Bool, Float16, Int64
 
 from tfbind_store.arrays.spaces import Runs
 
-PROBE_EVERY = 16
-"""Calls of an announcer of which one is left out."""
-
 
 class Reading:
     """Copies the embeddings of batches of a leg, from one array or from either of two by the strand of each row.
@@ -45,31 +42,41 @@ class Reading:
 
 
 class Announcer:
-    """Announces rows ahead as long as reading meets pages that lie on the disk.
+    """Announces the batches of an epoch ahead, once one of them is on the disk.
 
-    Announcing pages that are in memory already is lost time. So nothing is announced until a fault is met, and then now
-    and again a batch is left unannounced, to see whether faults are still met.
+    Announcing pages that are in memory already is lost time, so nothing is announced until it is known of a page that
+    it lies on the disk; from then on all that the epoch still has, each batch once.
 
     Parameters
     ----------
+    is_cold
+        Whether the epoch's first rows are known to lie on the disk. Where that is not known, reading will meet it.
     announce
         Tells the system which rows are read soon, given by their places in the split.
+    batches
+        Of the epoch, in order.
+    n_ahead
+        How many batches before it is read a batch is announced.
     """
 
-    def __init__(self, announce: Callable[[Int64[np.ndarray, " b"]], None]) -> None:
-        self._announce = announce
-        self._is_cold, self._was_announced, self._number = False, False, 0
-        self._faults = _major_faults()
+    def __init__(
+        self,
+        announce: Callable[[Int64[np.ndarray, " b"]], None],
+        batches: Sequence[Int64[np.ndarray, " b"]],
+        n_ahead: int,
+        *,
+        is_cold: bool,
+    ) -> None:
+        self._announce, self._batches, self._n_ahead = announce, batches, n_ahead
+        self._n_told, self._is_cold, self._faults = 0, is_cold, _major_faults()
 
-    def __call__(self, batches: Sequence[Int64[np.ndarray, " b"]]) -> None:
-        """Announce the rows of some batches, or not; what was read since the last call shows whether it is worth it."""
-        faults = _major_faults()
-        if not self._was_announced and self._number:
-            self._is_cold = faults > self._faults
-        self._faults, self._number = faults, self._number + 1
-        self._was_announced = bool(batches) and self._is_cold and self._number % PROBE_EVERY != 0
-        if self._was_announced:
-            self._announce(np.concatenate(batches))
+    def before(self, number: int) -> None:
+        """Announce what is due before batch `number` is read."""
+        self._is_cold = self._is_cold or _major_faults() > self._faults
+        soon = self._batches[max(self._n_told, number) : number + self._n_ahead]
+        if self._is_cold and soon:
+            self._announce(np.concatenate(soon))
+            self._n_told = number + self._n_ahead
 
 
 def _major_faults() -> int:

@@ -23,7 +23,7 @@ from tfbind_store.errors import CheckpointError, MissingWindow, SelectionError
 from tfbind_store.query import draws
 from tfbind_store.query.copying import Announcer, Reading
 from tfbind_store.query.legs import Buffers, Leg, batches_per_leg, row_table
-from tfbind_store.query.sampler import balanced_rows, batches_of, epoch_order
+from tfbind_store.query.sampler import RowWindows, balanced_rows, batches_of, epoch_order
 from tfbind_store.query.selection import Selection
 from tfbind_store.query.stretches import distinct
 from tfbind_store.store.folder import Store
@@ -31,7 +31,10 @@ from tfbind_store.store.residues import FactorBatch, FactorProteins, Subunits
 
 ANNOUNCE_ABOVE = 0.25
 """Announce whole windows to the system ahead of reading if at least this share of their bins is wanted."""
-BATCHES_AHEAD = 2
+ANNOUNCED_AT_ONCE = 2
+"""Batches."""
+LOOKED_AT = 64
+"""Rows of which it is looked up whether they are in memory, before an epoch begins."""
 CHECKED_AT_ONCE = 16
 """Batches whose windows are looked up together, and checked where that is still to be done."""
 _BINS_AT_ONCE = 4096
@@ -135,6 +138,7 @@ class Loader:
         self._path, self._verify, self._window_bins = store.path, verify or store.verify, store.grid.n_bins
         self._rows_sha256 = str(selection.info["rows_sha256"])
         self._window = table["window"].astype(np.int64)
+        self._row_windows = RowWindows.of(self._window)
         self._factors, factor = np.unique(table["factor"].astype(np.int64), return_inverse=True)
         self._contexts, context = np.unique(table["context"].astype(np.int64), return_inverse=True)
         self.table = row_table(
@@ -212,15 +216,15 @@ class Loader:
         share: tuple[int, int],
         buffers: Buffers,
     ) -> Iterator[tuple[int, Batch[np.ndarray]]]:
-        announce = Announcer(self.announce) if not self.resident else None
+        announcer = None if self.resident else self._announcer([rows for _, rows in cut])
         at_once = batches_per_leg(buffers.n_rows, max(len(self._factors), len(self._contexts)))
         for begin in range(0, len(cut), at_once):
             own = [rows[share[0] :: share[1]] for _, rows in cut[begin : begin + at_once]]
             leg = self._leg([mine if len(mine) else cut[begin + n][1][:1] for n, mine in enumerate(own)])
             for number, mine in enumerate(leg.slices):
                 at = begin + number
-                if announce and at % BATCHES_AHEAD == 0:
-                    announce([rows for _, rows in cut[at + BATCHES_AHEAD : at + 2 * BATCHES_AHEAD]])
+                if announcer and at % ANNOUNCED_AT_ONCE == 0:
+                    announcer.before(at)
                 if number % CHECKED_AT_ONCE == 0:
                     read = self._reading(leg, slice(number, number + CHECKED_AT_ONCE), epoch)
                 batch = self._batch(leg, number, read(mine, buffers.get(mine.stop - mine.start)))
@@ -238,24 +242,40 @@ class Loader:
             n_parts=self.n_parts,
         )
 
-    def announce(self, rows: Int64[np.ndarray, " b"]) -> None:
-        """Tell the system what is read soon: whole windows where much of them is wanted, else the rows' own bins."""
-        for name in self.window_arrays:
-            if self.wants_windows:
-                self.array(name).will_need(np.unique(self._window[rows]))
-            else:
-                self.array(name).will_need_bins(self.table["first_bin"][rows], self.n_bins)
+    def _announcer(self, batches: Sequence[Int64[np.ndarray, " b"]]) -> Announcer:
+        """Return what tells the system of an epoch's rows, as far ahead as the blocks are long in which they come.
+
+        Whole windows are announced where much of them is wanted, each once; else the rows' own bins.
+        """
+        told: set[int] = set()
+
+        def announce(rows: Int64[np.ndarray, " b"]) -> None:
+            new = [window for window in np.unique(self._window[rows]).tolist() if window not in told]
+            told.update(new)
+            for name in self.window_arrays:
+                if self.wants_windows:
+                    self.array(name).will_need(new)
+                else:
+                    self.array(name).will_need_bins(self.table["first_bin"][rows], self.n_bins)
+
+        rows_of_a_block = self.n_rows * self.block_windows // len(self._row_windows.distinct)
+        n_ahead = ANNOUNCED_AT_ONCE + -(-rows_of_a_block // self.batch_size)
+        first = np.concatenate([np.empty(0, dtype=np.int64), *batches[:n_ahead]])
+        bins = self.table["first_bin"][first[:: 1 + len(first) // LOOKED_AT]]
+        is_cold = not all(self.array(name).are_in_memory(bins) for name in self.window_arrays)
+        return Announcer(announce, batches, n_ahead, is_cold=is_cold)
 
     def order(self, epoch: int) -> Int64[np.ndarray, " rows"]:
         """Return the places of the rows in the order in which an epoch visits them."""
         if self.balance != "none":
             groups = self.table["factor"] if self.balance == "factor" else self.table["context"]
             rows = balanced_rows(groups, seed=self.seed, epoch=epoch)
-            order = epoch_order(self._window[rows], block_windows=self.block_windows, seed=self.seed, epoch=epoch)
+            windows = RowWindows.of(self._window[rows])
+            order = epoch_order(windows, block_windows=self.block_windows, seed=self.seed, epoch=epoch)
             return np.asarray(rows[order])
         if not self.shuffle:
             return np.arange(self.n_rows, dtype=np.int64)
-        return epoch_order(self._window, block_windows=self.block_windows, seed=self.seed, epoch=epoch)
+        return epoch_order(self._row_windows, block_windows=self.block_windows, seed=self.seed, epoch=epoch)
 
     def read(self, places: Int64[np.ndarray, " b"], *, epoch: int = 0) -> Batch[np.ndarray]:
         """Read the rows at some places of the split as one batch; `epoch` decides strands where there are two."""
@@ -424,7 +444,7 @@ class Loader:
     @cached_property
     def wants_windows(self) -> bool:
         """Whether the rows want so much of their windows that these are best read as a whole."""
-        bins_of_windows = len(np.unique(self._window)) * self._window_bins
+        bins_of_windows = len(self._row_windows.distinct) * self._window_bins
         return self.n_rows * self.n_bins >= ANNOUNCE_ABOVE * bins_of_windows
 
     def _require_embedded(self, array: ShardedArray, name: str) -> None:

@@ -8,6 +8,7 @@ the epoch and the rows alone. Nothing here reads embeddings.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, Integer
@@ -19,15 +20,32 @@ _SORTED_AT_ONCE = 64
 _KEYS_AT_ONCE = 1 << 14
 
 
-def epoch_order(
-    windows: Integer[np.ndarray, " rows"], *, block_windows: int, seed: int, epoch: int
-) -> Int64[np.ndarray, " rows"]:
+class RowWindows(NamedTuple):
+    """The windows of some rows, found once for all epochs over them."""
+
+    distinct: Integer[np.ndarray, " k"]
+    """Ascending."""
+    which: Int64[np.ndarray, " rows"]
+    """Which of them each row is of."""
+
+    @staticmethod
+    def of(windows: Integer[np.ndarray, " rows"]) -> RowWindows:
+        """Return what is to be known of the window of each row; fast where they ascend, as a selection's rows do."""
+        if (windows[1:] < windows[:-1]).any():
+            found, which = np.unique(windows, return_inverse=True)
+            return RowWindows(found, which.astype(np.int64))
+        begins = np.ones(len(windows), dtype=bool)
+        begins[1:] = windows[1:] != windows[:-1]
+        return RowWindows(windows[begins], np.cumsum(begins) - 1)
+
+
+def epoch_order(windows: RowWindows, *, block_windows: int, seed: int, epoch: int) -> Int64[np.ndarray, " rows"]:
     """Return the places of the rows in the order in which an epoch visits them: a permutation.
 
     Parameters
     ----------
     windows
-        The window of each row.
+        Of the rows.
     block_windows
         Windows whose rows are mixed; 1 reads window after window, more mixes better and touches more memory at once.
     seed, epoch
@@ -35,23 +53,23 @@ def epoch_order(
 
     Examples
     --------
-    >>> sorted(epoch_order(np.array([4, 4, 9]), block_windows=1, seed=0, epoch=0).tolist())
+    >>> sorted(epoch_order(RowWindows.of(np.array([4, 4, 9])), block_windows=1, seed=0, epoch=0).tolist())
     [0, 1, 2]
     """
     if block_windows < 1:
         raise ConfigError(f"block_windows is {block_windows}, must be at least 1", where="loader")
-    distinct, which = _distinct(np.asarray(windows))
+    distinct, which = windows
     window_draw = draws.draw(seed, "window order", epoch, distinct.astype(np.int64))
     rank = np.empty(len(distinct), dtype=np.uint64)
     rank[np.lexsort((distinct, window_draw))] = np.arange(len(distinct), dtype=np.uint64)
     block = rank // np.uint64(block_windows)
     # one number per row, sorted as it is (ten times faster than sorting places by it): the block, as much of the draw
     # as there is room for, the row. Equal draws leave rows in their order.
-    row_bits, block_bits = (np.uint64(int(n).bit_length()) for n in (len(windows), len(distinct) // block_windows + 1))
+    row_bits, block_bits = (np.uint64(int(n).bit_length()) for n in (len(which), len(distinct) // block_windows + 1))
     block <<= np.uint64(64) - block_bits
-    order = np.empty(len(windows), dtype=np.uint64)
-    for begin in range(0, len(windows), _KEYS_AT_ONCE):
-        row = np.arange(begin, min(begin + _KEYS_AT_ONCE, len(windows)), dtype=np.uint64)
+    order = np.empty(len(which), dtype=np.uint64)
+    for begin in range(0, len(which), _KEYS_AT_ONCE):
+        row = np.arange(begin, min(begin + _KEYS_AT_ONCE, len(which)), dtype=np.uint64)
         key = draws.draw(seed, "row order", epoch, row.view(np.int64))
         key >>= block_bits + row_bits
         key <<= row_bits
@@ -60,18 +78,6 @@ def epoch_order(
     order.sort()
     order &= (np.uint64(1) << row_bits) - np.uint64(1)
     return order.view(np.int64)
-
-
-def _distinct(
-    windows: Integer[np.ndarray, " rows"],
-) -> tuple[Integer[np.ndarray, " k"], Int64[np.ndarray, " rows"]]:
-    """Return each window once, ascending, and which of them each row is of; a selection's rows ascend already."""
-    if (windows[1:] < windows[:-1]).any():
-        found, which = np.unique(windows, return_inverse=True)
-        return found, which.astype(np.int64)
-    begins = np.ones(len(windows), dtype=bool)
-    begins[1:] = windows[1:] != windows[:-1]
-    return windows[begins], np.cumsum(begins) - 1
 
 
 def balanced_rows(groups: Integer[np.ndarray, " rows"], *, seed: int, epoch: int) -> Int64[np.ndarray, " rows"]:
