@@ -7,10 +7,11 @@
 Steps: forward, backward and AdamW on whole windows, from where the embeddings lie on disk; reading them is part of the
 step. The peer runs in a process of its own and takes turns with ours, so that both see the same machine; its trunk
 costs nothing, each step is a cache hit. ``model`` is `AdapterModel` on stored embeddings: the peer's arithmetic, both
-directions of attention. ``filip`` is the head for stored bins (residues do not attend to bins). Reading is what an
-``adapter`` step spends before its first product. Validation: 100,000 cells, 1,000 bins against 100 factors. Memory:
-the peak of a short training on stores of 1 and 20 GB, whose embeddings are holes in files. The last line is one JSON
-object.
+directions of attention. ``filip`` is the head for stored bins (residues do not attend to bins). ``dense`` is
+``adapter`` as `tfbind train` has it by default: the bins of four windows against 16 factors, 64 samples a step. Reading
+is what an ``adapter`` step spends before its first product. Validation: 100,000 cells, 1,000 bins against 100 factors.
+Memory: the peak of a short training on stores of 1 and 20 GB, whose embeddings are holes in files. The last line is one
+JSON object.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ CASES: dict[str, dict[str, int]] = {
     "full": {**FULL, "batch": 1, "factors": 4},
 }
 WINDOWS = 6
-VARIANTS = ("model", "filip", "adapter")
+VARIANTS = ("model", "filip", "adapter", "dense")
+DENSE_WINDOWS, DENSE_FACTORS = 4, 16
+"""Of a step of ``dense``: 512 bins of 128-bin windows against 16 experiments, as `tfbind train` reads them."""
 STEPS_A_TURN = {"small": 8, "small, factors repeat": 4, "full": 1}
 MEMORY_CHILD = """
 import json, sys, threading, time
@@ -120,17 +123,23 @@ class Ours:
             names = dict(zip(("dna_embed_dim", "aa_embed_dim", "contextual_embed_dim"), geometry, strict=True))
             self.model = AdapterModel(**names, binary_target=True)
         else:
-            self.model = make_head(variant, geometry, {"dropout": 0.0})
+            self.model = make_head("adapter" if variant == "dense" else variant, geometry, {"dropout": 0.0})
         self.optimizer = adamw(self.model, trainable(self.model), lr=3e-4, weight_decay=0.1)
         self.rng = np.random.default_rng(1)
         self.number = 0
 
+    @property
+    def n_samples(self) -> int:
+        """Windows with a factor each, in a step."""
+        return DENSE_WINDOWS * DENSE_FACTORS if self.variant == "dense" else self.case["batch"]
+
     def step(self) -> Step:
         """Read, forward, backward, update."""
         cpu, wall = time.process_time(), time.perf_counter()
-        batch, n_bins = self.case["batch"], self.case["n_bins"]
+        is_dense = self.variant == "dense"
+        batch, n_bins = DENSE_WINDOWS if is_dense else self.case["batch"], self.case["n_bins"]
         rows = self.rng.integers(0, WINDOWS, batch)
-        own = (np.arange(batch) + self.number) % self.case["factors"]
+        own = (np.arange(DENSE_FACTORS if is_dense else batch) + self.number) % self.case["factors"]
         dna = torch.from_numpy(np.ascontiguousarray(self.windows.gather_bins(rows * n_bins, n_bins)))
         inputs = self.source.inputs(own, own % 2)._replace(dna=dna.view(batch, n_bins, -1))
         reading = time.process_time() - cpu
@@ -141,6 +150,9 @@ class Ours:
                 aa_mask=inputs.mask[inputs.factor_index], contextual_embed=inputs.context[inputs.context_index],
                 target=target,
             )  # fmt: skip
+        elif is_dense:
+            logits = self.model.score_pairs(inputs.dna.flatten(0, 1), self.model.encode(inputs))
+            loss = F.binary_cross_entropy_with_logits(logits, target.expand_as(logits))
         else:
             logits = self.model(inputs)
             loss = F.binary_cross_entropy_with_logits(logits, target.unsqueeze(1).expand_as(logits))
@@ -160,18 +172,21 @@ def steps(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     store = invented_store(folder / f"{name}.store", n_windows=WINDOWS, n_factors=case["factors"], **widths)
     peer = Peer(args.peer, case, folder / f"{name}.cache", args.threads)
     makers: dict[str, Callable[[], Step]] = {"reference": peer.step}
-    makers |= {variant: Ours(store, variant, case).step for variant in VARIANTS}
+    ours = {variant: Ours(store, variant, case) for variant in VARIANTS}
+    makers |= {variant: one.step for variant, one in ours.items()}
+    samples = {"reference": case["batch"], **{variant: one.n_samples for variant, one in ours.items()}}
     taken: dict[str, list[Step]] = {variant: [] for variant in makers}
     for number in range(args.rounds + 1):
         for variant, make in makers.items():
-            often = WINDOWS if variant == "adapter" else 1  # light steps more often, so that all windows are warm
+            # light steps more often, so that all windows are warm
+            often = WINDOWS if variant in ("adapter", "dense") else 1
             found = [make() for _ in range(often * STEPS_A_TURN[name])]
             taken[variant] += found if number else []  # the first round warms up
     peer.close()
     medians = {
         variant: {
-            "cpu_s": statistics.median(one.cpu for one in found) / case["batch"],
-            "wall_s": statistics.median(one.wall for one in found) / case["batch"],
+            "cpu_s": statistics.median(one.cpu for one in found) / samples[variant],
+            "wall_s": statistics.median(one.wall for one in found) / samples[variant],
             "steps": len(found),
         }
         for variant, found in taken.items()

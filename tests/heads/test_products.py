@@ -6,6 +6,11 @@ from tfbind_store.heads import products
 from tfbind_store.heads.products import Linear, product
 
 
+@pytest.fixture(autouse=True)
+def _not_intel(monkeypatch):
+    monkeypatch.setattr(products, "is_intel", lambda: False)
+
+
 @pytest.fixture
 def _always(monkeypatch):
     monkeypatch.setattr(products, "FEWEST_PRODUCTS", 0)
@@ -61,6 +66,14 @@ def test_small_products_are_left_to_torch(monkeypatch):
     product(torch.randn(10, 10), torch.randn(10, 10))
     with pytest.raises(pytest.fail.Exception):
         product(torch.randn(1000, 1000), torch.randn(20, 1000))
+
+
+@pytest.mark.usefixtures("_always")
+def test_on_intel_products_are_left_to_its_own_library(monkeypatch):
+    monkeypatch.setattr(products, "is_intel", lambda: True)
+    monkeypatch.setattr(products, "_onednn", lambda *tensors: pytest.fail("sent to oneDNN"))
+    layer, x = Linear(5, 7), torch.randn(3, 5)
+    assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
 def test_without_the_operator_it_is_a_linear_layer(monkeypatch):

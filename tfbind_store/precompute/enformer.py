@@ -48,7 +48,8 @@ from tfbind_store.precompute.trunk_files import (
     save_trunk,
 )
 from tfbind_store.precompute.versions import REMEMBERED_CHUNK_TOKENS, RememberingTrunk
-from tfbind_store.precompute.weights import hub_folder, multiplies_bfloat16, pick_device, weights_digest
+from tfbind_store.precompute.weights import hub_folder, pick_device, weights_digest
+from tfbind_store.processor import multiplies_bfloat16
 from tfbind_store.spec import EmbeddingSpec
 
 __all__ = [

@@ -251,16 +251,6 @@ def environment_flag(name: str) -> bool:
     return FLAG_WORDS[text]
 
 
-def multiplies_bfloat16() -> bool:
-    """Return whether the processor has products of bfloat16 (AVX512-BF16 or AMX); False where nobody can say."""
-    try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
-            flags = next((line.split() for line in file if line.startswith("flags")), [])
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
 @contextlib.contextmanager
 def exact_float32(device: torch.device, *, tf32: bool = False) -> Iterator[None]:
     """Switch TF32 off on a GPU for a while, or on if `tf32`; does nothing elsewhere."""

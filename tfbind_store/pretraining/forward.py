@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from tfbind_store.precompute.enformer import crop_bins
-from tfbind_store.precompute.weights import multiplies_bfloat16
+from tfbind_store.processor import multiplies_bfloat16
 
 GELU_SLOPE = 1.702
 
