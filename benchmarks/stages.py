@@ -51,6 +51,8 @@ class Stages:
     name: str
     split: SplitConfig
     allow_leaks: tuple[str, ...] = ()
+    sizes = SIZES
+    quarter_loss = 0.0
     sets: tuple[str, ...]
     """Tables of scores, in the order in which they are shown."""
 
@@ -90,8 +92,9 @@ class Stages:
     def pretrain(self, name: str, passes: float, *, permuted: bool = False) -> None:
         """Train a trunk unless it is there."""
         config = PretrainConfig(
-            kind="convnet", convnet=SIZES, passes=passes, output_dropout=0.5, weight_decay=0.15, average=0.998,
+            kind="convnet", convnet=self.sizes, passes=passes, output_dropout=0.5, weight_decay=0.15, average=0.998,
             mutation=0.06, validate_every=passes / 4, permute_labels=permuted,
+            quarter_loss=self.quarter_loss,
         )  # fmt: skip
         try:
             found = pretrain_trunk(self.open, SELECTION, config, self.out / name)

@@ -65,6 +65,31 @@ def test_reverse_complement_mirrors_labels(world):
     np.testing.assert_array_equal(backward.labels, forward.labels[:, ::-1])
 
 
+@pytest.mark.parametrize("is_reverse", [False, True])
+def test_parts_of_bins_have_labels_by_the_same_rule(world, is_reverse):
+    feed = feed_of(world)
+    for start in (-20, 0, 9, 150):
+        stretch = Stretch(0, start, is_reverse)
+        labels = feed.batch([stretch]).labels
+        (parts,) = feed.part_labels([stretch], labels, 4)
+        assert parts.shape == (WINDOW_BP // 2, 2)
+        np.testing.assert_array_equal(np.isnan(parts).reshape(8, 4, 2).all(1), np.isnan(labels[0]))
+        np.testing.assert_array_equal(np.isnan(parts).reshape(8, 4, 2).any(1), np.isnan(labels[0]))
+        np.testing.assert_array_equal(np.nan_to_num(parts).reshape(8, 4, 2).max(1), np.nan_to_num(labels[0]))
+        at = np.flatnonzero(parts[:, 0] == 1)
+        expected = (33 - start) // 2  # the summit's two bases
+        expected = WINDOW_BP // 2 - 1 - expected if is_reverse else expected
+        assert at.tolist() == ([expected] if 0 <= 33 - start < WINDOW_BP else [])
+
+
+def test_parts_follow_the_overlap_rule(world):
+    feed = feed_of(world, rule=LabelRule("overlap", 0.5), experiments=(2,))
+    stretch = Stretch(0, 193, False)
+    (parts,) = feed.part_labels([stretch], feed.batch([stretch]).labels, 4)
+    inside = [min(260, 195 + 2 * at) - max(200, 193 + 2 * at) >= 1 for at in range(32)]
+    np.testing.assert_array_equal(np.flatnonzero(parts[:, 0] == 1), np.flatnonzero(inside))
+
+
 def test_what_nobody_knows_is_nan(world):
     feed = feed_of(world)
     ambiguous = feed.batch([Stretch(0, 0, False)]).labels[0]

@@ -27,6 +27,7 @@ CONVNET = PretrainConfig(
     output_dropout=0.1,
     mutation=0.1,
 )
+FRAMED = replace(CONVNET, convnet=replace(CONVNET.convnet, frame_codons=20), quarter_loss=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +137,7 @@ def test_time_limit_ends_the_training(planted):
 
 def test_loss_that_is_not_finite_stops(planted, monkeypatch):
     monkeypatch.setattr(
-        pretrain._Trainer, "_logits", lambda self, codes: torch.full((len(codes), 16, 14), float("inf"))
+        pretrain._Trainer, "_logits", lambda self, bins: torch.full((len(bins), 16, 14), float("inf"))
     )
     config = PretrainConfig(trunk=TINY, passes=1, device="cpu")
     with pytest.raises(TrainingError, match="at step 0"):
@@ -160,10 +161,12 @@ def test_a_convnet_has_the_stores_bins_and_a_card(planted):
     assert card.notes["pretrain"]["kind"] == "convnet"
 
 
-@pytest.mark.parametrize("average", [0.0, 0.9])
-def test_a_stopped_convnet_goes_on_to_the_same_bytes(planted, monkeypatch, average):
-    config = replace(CONVNET, average=average, save_every=5)
-    whole = pretrain_trunk(planted.store, planted.selection, config, planted.store.path / f"whole{average}")
+@pytest.mark.parametrize(
+    ("name", "config"), [("plain", replace(CONVNET, average=0.0)), ("averaged", CONVNET), ("framed", FRAMED)]
+)
+def test_a_stopped_convnet_goes_on_to_the_same_bytes(planted, monkeypatch, name, config):
+    config = replace(config, save_every=5)
+    whole = pretrain_trunk(planted.store, planted.selection, config, planted.store.path / f"whole_{name}")
     step = pretrain._Trainer._one_step
 
     def stopped(self, stretches, share):
@@ -171,7 +174,7 @@ def test_a_stopped_convnet_goes_on_to_the_same_bytes(planted, monkeypatch, avera
             raise KeyboardInterrupt
         step(self, stretches, share)
 
-    out = planted.store.path / f"parts{average}"
+    out = planted.store.path / f"parts_{name}"
     with monkeypatch.context() as patch:
         patch.setattr(pretrain._Trainer, "_one_step", stopped)
         with pytest.raises(KeyboardInterrupt):
@@ -300,3 +303,38 @@ class TestResume:
             for stretch in stretches
         ]
         assert read[: len(first)] == first
+
+
+def test_a_loss_on_quarters_is_for_convnets():
+    for kind, weight in (("enformer", 1.0), ("convnet", -1.0)):
+        with pytest.raises(ConfigError, match="quarter_loss"):
+            PretrainConfig(kind=kind, quarter_loss=weight)
+
+
+def test_the_loss_on_quarters_trains_the_trunk_and_is_not_reported(planted):
+    short = replace(CONVNET, passes=0.01, lr=1e-2, warmup=0.0, average=0.0, validate_every=0)
+    quarters = replace(short, quarter_loss=1.0)
+    one, two = (
+        pretrain_trunk(planted.store, planted.selection, config, planted.store.path / f"quarters{at}")
+        for at, config in enumerate((short, quarters))
+    )
+    assert one.n_steps == two.n_steps == 1
+    assert one.loss == two.loss  # of bins, by the same weights
+    weights = [load_convnet(result.path).model.widen.weight for result in (one, two)]
+    assert not torch.equal(*weights)
+
+
+def test_frames_are_read_before_bases_are_changed(planted, monkeypatch):
+    seen = []
+    features = pretrain.features
+
+    def kept(model, sequence, *, dtype, framed):
+        seen.append((sequence, framed))
+        return features(model, sequence, dtype=dtype, framed=framed)
+
+    monkeypatch.setattr(pretrain, "features", kept)
+    config = replace(FRAMED, passes=0.01, validate_every=0)
+    pretrain_trunk(planted.store, planted.selection, config, planted.store.path / "before")
+    ((read, framed),) = seen
+    share = (read != framed).any(-1).float().mean()
+    assert 0 < share < 0.1

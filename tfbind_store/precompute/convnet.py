@@ -4,10 +4,11 @@ On a genome of ten million bases and a CPU it learns in a fraction of the time o
 eight right after the first convolution, so that nearly all work is done on an eighth of the positions, and what a bin
 sees of its surroundings comes from dilated convolutions instead of attention. Those look at quarters of a bin, and only
 what they give is pooled to bins: a peak just beyond a bin's edge is in another bin, so where it is matters. ``tfbind
-pretrain --set kind=convnet`` trains one; a folder holds it as an Enformer's does, card included.
+pretrain --set kind=convnet`` trains one; a folder holds it as an Enformer's does, card included. For compact genomes it
+can be told of open reading frames (`reading_frames`), which it reads off the bases that it is given.
 """
 
-# b batch · l bp · c channels
+# b batch · l bp · c channels · q quarters of bins, fewer parts where bins are narrow
 
 from __future__ import annotations
 
@@ -17,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -25,6 +28,7 @@ from tfbind_store import config as configs
 from tfbind_store.errors import ConfigError, WeightsError
 from tfbind_store.precompute.embedder import TrunkGeometry, read_options
 from tfbind_store.precompute.module import ModuleEmbedder, load_weights
+from tfbind_store.precompute.reading_frames import N_NUMBERS, frame_numbers
 from tfbind_store.precompute.trunk_files import WEIGHT_FILES, TrunkCard, write_folder
 from tfbind_store.precompute.weights import first_file, read_safetensors
 
@@ -51,6 +55,10 @@ class ConvnetSizes:
     """Convolutions over quarters of bins; each looks twice as far as the one before."""
     dropout: float = 0.1
     """Share of numbers dropped in each residual block in training."""
+    frame_codons: int = 0
+    """Least codons of an open reading frame that the trunk is told of; 0 tells it of none. 80 in compact genomes."""
+    frame_dropout: float = 0.2
+    """Share of numbers dropped between the two layers that read frames, in training."""
     bin_bp: int = 128
     """Width of a bin."""
 
@@ -61,8 +69,16 @@ class ConvnetSizes:
         if min(self.motifs, self.dim, self.wide, self.motif_bp) < 1 or self.depth < 0 or self.motif_bp % 2 == 0:
             what = "motifs, dim, wide of at least 1, depth of at least 0 and an odd motif_bp are needed"
             raise ConfigError(what, where="trunk")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout is {self.dropout}, must be in [0, 1)", where="trunk")
+        for name in ("dropout", "frame_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}, must be in [0, 1)", where="trunk")
+        if self.frame_codons < 0:
+            raise ConfigError(f"frame_codons is {self.frame_codons}, must be 0 or more", where="trunk")
+
+    @property
+    def quarter_bp(self) -> int:
+        """Return how many bases the dilated convolutions take as one position."""
+        return self.bin_bp // self.pools[1]
 
     @property
     def pools(self) -> tuple[list[int], int]:
@@ -109,6 +125,11 @@ class Convnet(nn.Module):
         self.levels = nn.ModuleList(
             Residual(sizes.dim, 5, dropout=drop if at else 0.0) for at in range(1 + len(sizes.pools[0]))
         )
+        if sizes.frame_codons:
+            self.frames = nn.Sequential(
+                nn.Linear(N_NUMBERS, sizes.dim), nn.SiLU(), nn.Dropout(sizes.frame_dropout),
+                nn.Linear(sizes.dim, sizes.dim),
+            )  # fmt: skip
         self.context = nn.Sequential(
             *(Residual(sizes.dim, 3, dilation=2**at, dropout=drop) for at in range(sizes.depth))
         )
@@ -120,16 +141,44 @@ class Convnet(nn.Module):
 
         Products are made in the autocast's type, where there is one.
         """
+        return self.pooled(self.quarters(sequence))
+
+    def quarters(
+        self, sequence: Float[Tensor, "b l 4"], framed: Float[Tensor, "b l 4"] | None = None
+    ) -> Float[Tensor, "b wide 1 q"]:
+        """Return the numbers of quarters of bins, of which `pooled` makes those of bins.
+
+        Parameters
+        ----------
+        framed
+            Bases that are searched for reading frames instead of those of `sequence`: changing some bases at random
+            in training breaks nearly every frame.
+        """
         x = self._motifs(sequence)
         # pooled before norm and activation: as good, since the convolution can take either sign, on an eighth of them
         x = F.max_pool2d(x, (1, FIRST_POOL))
         x = self.narrow(F.silu(self.motif_norm(x)))
-        pools, last = self.sizes.pools
+        pools, _ = self.sizes.pools
         for pool, level in zip([1, *pools], self.levels, strict=True):
             x = level(F.max_pool2d(x, (1, pool)) if pool > 1 else x)
-        x = F.silu(self.widen(F.silu(self.last_norm(self.context(x)))))
-        x = F.max_pool2d(x, (1, last)) if last > 1 else x
+        if self.sizes.frame_codons:
+            numbers = self._frame_numbers(sequence if framed is None else framed)
+            x = x + self.frames(numbers).transpose(1, 2).unsqueeze(2)
+        return F.silu(self.widen(F.silu(self.last_norm(self.context(x)))))
+
+    def pooled(self, quarters: Float[Tensor, "b wide 1 q"]) -> Float[Tensor, "b n wide"]:
+        """Return the numbers of bins."""
+        last = self.sizes.pools[1]
+        x = F.max_pool2d(quarters, (1, last)) if last > 1 else quarters
         return x[:, :, 0].transpose(1, 2).float()
+
+    def _frame_numbers(self, sequence: Float[Tensor, "b l 4"]) -> Float[Tensor, "b q numbers"]:
+        """Return what is said of reading frames, without a gradient: a base makes a frame or does not."""
+        largest, base = sequence.detach().max(-1)
+        codes = torch.where(largest > 0.5, base, 4).to(torch.uint8).cpu().numpy()  # N and what lies outside are no base
+        sizes = self.sizes
+        found = [frame_numbers(row, step_bp=sizes.quarter_bp, least_codons=sizes.frame_codons) for row in codes]
+        return torch.from_numpy(np.stack(found)).to(sequence)
 
     def _motifs(self, sequence: Float[Tensor, "b l 4"]) -> Float[Tensor, "b c 1 l"]:
         """Return the first convolution as one matrix product over overlapping stretches of bases."""
@@ -202,7 +251,6 @@ def from_options(options: Mapping[str, Any]) -> ModuleEmbedder:
         fix = "tfbind pretrain STORE SELECTION FOLDER --set trunk.kind=convnet, then --checkpoint FOLDER"
         raise ConfigError("convnet needs a checkpoint", where="options of embedder convnet", fix=fix)
     model, card = load_convnet(Path(choice.checkpoint).expanduser())
-    sizes = configs.to_mapping(model.sizes)
     return ModuleEmbedder(
         model,
         TrunkGeometry(bin_bp=model.sizes.bin_bp, dim=model.sizes.wide),
@@ -210,9 +258,15 @@ def from_options(options: Mapping[str, Any]) -> ModuleEmbedder:
         name="convnet",
         identity={
             "class": "tfbind_store.Convnet",
-            "architecture": {name: value for name, value in sizes.items() if name != "dropout"},
+            "architecture": _architecture(model.sizes),
             "trained_on": card.trained_on_json,
         },
         batch_size=choice.batch_size,
         device=choice.device,
     )
+
+
+def _architecture(sizes: ConvnetSizes) -> dict[str, Any]:
+    """Return the sizes that decide numbers; a trunk that is told of no frames is named as before there were any."""
+    unnamed = {"dropout", "frame_dropout"} | ({"frame_codons"} if not sizes.frame_codons else set())
+    return {name: value for name, value in configs.to_mapping(sizes).items() if name not in unnamed}

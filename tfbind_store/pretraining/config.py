@@ -92,6 +92,8 @@ class PretrainConfig:
     """Share of an example's bases that are changed at random, drawn for each example between 0 and this."""
     loss: LossConfig = field(default_factory=LossConfig)
     """Per bin and track."""
+    quarter_loss: float = 0.0
+    """Weight of a second loss, on labels of quarters of bins, which tells a convnet where in a bin a peak stands."""
     validate_every: float = 8.0
     """Passes between looks at the validation chromosomes; 0 never looks. Nothing is chosen by them."""
     save_every: int = 200
@@ -112,3 +114,6 @@ class PretrainConfig:
             )
         if not all(0 <= share < 1 for share in (self.output_dropout, self.average, self.mutation)):
             raise ConfigError("output_dropout, average and mutation must be in [0, 1)", where="pretrain")
+        if self.quarter_loss < 0 or (self.quarter_loss and self.kind != "convnet"):
+            what = f"quarter_loss is {self.quarter_loss}, must be 0 or more, and 0 for an Enformer"
+            raise ConfigError(what, where="pretrain", fix="--set kind=convnet, or --set quarter_loss=0")

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -93,6 +93,14 @@ class TrackFeed:
         codes, labels = zip(*(self._example(stretch) for stretch in stretches), strict=True)
         return TrackBatch(np.stack(codes), np.stack(labels))
 
+    def part_labels(
+        self, stretches: Sequence[Stretch], labels: Float32[np.ndarray, "b n tracks"], n_parts: int
+    ) -> Float32[np.ndarray, "b parts tracks"]:
+        """Return labels of equal parts of bins by the same rule; those of a bin without a label (NaN) have none."""
+        found = np.stack([self._bound(stretch, _alone(self.window_bp, self.n_bins * n_parts)) for stretch in stretches])
+        found[np.isnan(labels).repeat(n_parts, axis=1)] = np.nan
+        return found
+
     def chrom_name(self, stretch: Stretch) -> str:
         """Return the name of a stretch's chromosome."""
         return self.evidence.tiling.chroms[stretch.chrom]
@@ -117,18 +125,29 @@ class TrackFeed:
         return codes, labels
 
     def _labels(self, stretch: Stretch) -> Float32[np.ndarray, "n tracks"]:
+        local = _alone(self.window_bp, self.n_bins)
+        bound = self._peaks_on(stretch, local)
         labels = np.zeros((self.n_bins, len(self.experiment_ids)), dtype=np.float32)
         relaxed = self._relaxed[stretch.chrom].near(stretch.start, self.window_bp)
         if len(relaxed.start_bp):
-            spans = bin_spans(self._local, np.zeros(len(relaxed.start_bp)), relaxed.start_bp, relaxed.end_bp)
+            spans = bin_spans(local, np.zeros(len(relaxed.start_bp)), relaxed.start_bp, relaxed.end_bp)
             which, bins = expand(spans.first, spans.last)
             labels[bins, relaxed.experiment_id[which]] = np.nan
-        peaks = self._peaks[stretch.chrom].near(stretch.start, self.window_bp)
-        which, bins = bound_bins(self._local, peaks, self.rule)
-        labels[bins, peaks.experiment_id[which]] = 1
+        labels[bound] = 1
         labels[~self._scorable(stretch)] = np.nan
         labels[:, ~self._labelled[:, stretch.chrom]] = np.nan
         return labels
+
+    def _peaks_on(self, stretch: Stretch, local: Tiling) -> tuple[np.ndarray, np.ndarray]:
+        """Return (bin, track) of every bin of a stretch that is bound."""
+        peaks = self._peaks[stretch.chrom].near(stretch.start, self.window_bp)
+        which, bins = bound_bins(local, peaks, self.rule)
+        return bins, peaks.experiment_id[which]
+
+    def _bound(self, stretch: Stretch, local: Tiling) -> Float32[np.ndarray, "n tracks"]:
+        bound = np.zeros((local.grid.n_bins, len(self.experiment_ids)), dtype=np.float32)
+        bound[self._peaks_on(stretch, local)] = 1
+        return bound[::-1] if stretch.is_reverse else bound
 
     def _touches(self, stretch: Stretch) -> bool:
         """Return whether any bin of the store that a stretch touches may be scored."""
@@ -146,12 +165,6 @@ class TrackFeed:
             inside = (place >= 0) & (place < len(own))
             good &= inside & self.evidence.scorable[own[np.where(inside, place, 0)]]
         return good
-
-    @cached_property
-    def _local(self) -> Tiling:
-        """One stretch as a genome of its own, so that the one label rule applies to any offset."""
-        grid = Grid(window_bp=self.window_bp, n_bins=self.n_bins, bin_bp=self.bin_bp)
-        return Tiling.over(grid, {"stretch": self.window_bp})
 
     @cached_property
     def _peaks(self) -> dict[int, _Sorted]:
@@ -173,6 +186,13 @@ class TrackFeed:
             chrom: _Sorted.of(intervals, np.flatnonzero(asked & (intervals.chrom_id == chrom)), track, use_summit)
             for chrom in self.chroms
         }
+
+
+@lru_cache(maxsize=16)
+def _alone(window_bp: int, n_bins: int) -> Tiling:
+    """Return one stretch as a genome of its own, so that the one label rule applies to any offset."""
+    grid = Grid(window_bp=window_bp, n_bins=n_bins, bin_bp=window_bp // n_bins)
+    return Tiling.over(grid, {"stretch": window_bp})
 
 
 @dataclass(frozen=True)

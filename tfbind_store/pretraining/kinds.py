@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from enformer_pytorch import Enformer
@@ -31,15 +31,27 @@ def build_model(config: PretrainConfig, bin_bp: int) -> tuple[Enformer | Convnet
     return build_trunk(config.trunk.hparams(bin_bp), where="pretrain"), 2 * config.trunk.dim
 
 
+class Features(NamedTuple):
+    """What a trunk makes of sequences."""
+
+    bins: Float[Tensor, "b n d"]
+    quarters: Float[Tensor, "b q d"] | None
+    """Of a convnet: the same before it is pooled to bins."""
+
+
 def features(
-    model: Enformer | Convnet, sequence: Float[Tensor, "b l 4"], *, dtype: torch.dtype
-) -> Float[Tensor, "b n d"]:
-    """Return what the trunk makes of every bin, products in `dtype`."""
+    model: Enformer | Convnet,
+    sequence: Float[Tensor, "b l 4"],
+    *,
+    dtype: torch.dtype,
+    framed: Float[Tensor, "b l 4"] | None = None,
+) -> Features:
+    """Return what the trunk makes of every bin, products in `dtype`; `framed` as in `Convnet.quarters`."""
     if isinstance(model, Enformer):
-        return train_features(model, sequence, dtype=dtype)
+        return Features(train_features(model, sequence, dtype=dtype), None)
     with torch.autocast(sequence.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        found: Tensor = model(sequence)
-    return found
+        quarters = model.quarters(sequence, framed)
+        return Features(model.pooled(quarters), quarters[:, :, 0].transpose(1, 2).float())
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

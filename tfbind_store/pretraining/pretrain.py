@@ -2,8 +2,8 @@
 
 It reads the training chromosomes and training experiments of one selection and nothing else, and says so on the card
 of the trunk it saves; the leak check and every checkpoint on top of it read that card. Each experiment is a track with
-one output of a linear layer that is thrown away afterwards. A run that was stopped goes on where its last saved state
-stood, on a CPU to the same bytes.
+one output of a linear layer that is thrown away afterwards, and of a second one where quarters of bins are learnt too.
+A run that was stopped goes on where its last saved state stood, on a CPU to the same bytes.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from tfbind_store.learning.runlog import RunLog
 from tfbind_store.learning.schedule import Schedule
 from tfbind_store.learning.state import optimizer_tensors, put_back, read_state, restore_optimizer, write_state
 from tfbind_store.metrics.ranking import score_binary
+from tfbind_store.precompute.convnet import Convnet
 from tfbind_store.precompute.enformer import one_hot
 from tfbind_store.precompute.trunk_files import DOUBLED, WEIGHT_FILES
 from tfbind_store.precompute.weights import pick_device
 from tfbind_store.pretraining.config import PretrainConfig, TrunkConfig
 from tfbind_store.pretraining.feed import Stretch, TrackFeed, mutated
 from tfbind_store.pretraining.forward import fast_dtype
-from tfbind_store.pretraining.kinds import build_model, features, save_model, tensors_of
+from tfbind_store.pretraining.kinds import Features, build_model, features, save_model, tensors_of
 from tfbind_store.query import rows, splits
 from tfbind_store.query.selection import Selection
 from tfbind_store.store.folder import Store
@@ -174,6 +175,15 @@ def _validation_feed(store: Store, selection: Selection, feed: TrackFeed) -> Tra
     return TrackFeed(feed.genome, evidence, feed.rule, feed.experiment_ids, chroms, feed.window_bp, False, False)
 
 
+def _output(width: int, prior: Float[Tensor, " tracks"]) -> nn.Linear:
+    """Return a layer with an output per track, which says the track's prevalence at first."""
+    made = nn.Linear(width, len(prior))
+    with torch.no_grad():
+        made.weight.mul_(0.1)
+        made.bias.copy_(torch.logit(prior))
+    return made
+
+
 class _Trainer:
     """A trunk in training: model, optimizer, schedule and where they stand."""
 
@@ -185,13 +195,15 @@ class _Trainer:
         self.dtype = wanted.get(config.precision) or fast_dtype(self.device)
         torch.manual_seed(config.seed)
         self.model, width = build_model(config, store.grid.bin_bp)
-        self.output = nn.Linear(width, len(feed.experiment_ids))
-        self.dropout = nn.Dropout(config.output_dropout)
         prior = torch.from_numpy(feed.prevalence()).clamp(min=1e-5, max=0.5)
-        with torch.no_grad():
-            self.output.weight.mul_(0.1)
-            self.output.bias.copy_(torch.logit(prior))
-        both = nn.ModuleDict({"trunk": self.model, "output": self.output}).to(self.device).train()
+        self.output = _output(width, prior)
+        self.dropout = nn.Dropout(config.output_dropout)
+        parts = {"trunk": self.model, "output": self.output}
+        self.quarter_output: nn.Linear | None = None
+        if config.quarter_loss and isinstance(self.model, Convnet):
+            self.n_parts = self.model.sizes.pools[1]
+            self.quarter_output = parts["quarter_output"] = _output(width, prior / self.n_parts)
+        both = nn.ModuleDict(parts).to(self.device).train()
         self.average = Average(both, config.average)
         self.named = sorted((n, p) for n, p in both.named_parameters() if DOUBLED not in n)
         self.optimizer = adamw(both, self.named, lr=config.lr, weight_decay=config.weight_decay)
@@ -226,6 +238,8 @@ class _Trainer:
             raise ConfigError("a stopped run in this folder has another config or selection", where=str(path), fix=fix)
         put_back(path, self.model, groups["trunk"], left_out=[DOUBLED])
         put_back(path, self.output, groups["output"])
+        if self.quarter_output is not None:
+            put_back(path, self.quarter_output, groups["quarter_output"])
         self.average.restore(groups.get("average", {}))
         restore_optimizer(path, self.optimizer, self.named, groups.get("optimizer", {}))
         self.step, self.seconds, self.recent = counters["step"], counters["seconds"], counters["recent"]
@@ -249,6 +263,8 @@ class _Trainer:
             "optimizer": optimizer_tensors(self.optimizer, self.named),
             "average": self.average.tensors,
         }
+        if self.quarter_output is not None:
+            groups["quarter_output"] = self.quarter_output.state_dict()
         write_state(self.out / STATE_FILE, counters, groups)
 
     def run(self, valid: TrackFeed | None) -> float:
@@ -292,9 +308,15 @@ class _Trainer:
         torch.manual_seed((self.config.seed << 32) + self.step)
         batch = self.feed.batch(stretches)
         labels = torch.from_numpy(batch.labels).to(self.device)
-        logits = self._logits(self._changed(batch.codes))
+        found = self._features(self._changed(batch.codes), framed=batch.codes)
         # summed over tracks, so that the step does not shrink as tracks are added
-        loss = cell_losses(self.config.loss, logits, labels).sum() / (labels.shape[0] * labels.shape[1])
+        n_bins = labels.shape[0] * labels.shape[1]
+        of_bins = cell_losses(self.config.loss, self._logits(found.bins), labels).sum() / n_bins
+        loss = of_bins
+        if self.quarter_output is not None and found.quarters is not None:
+            parts = torch.from_numpy(self.feed.part_labels(stretches, batch.labels, self.n_parts)).to(self.device)
+            logits = self.quarter_output(self.dropout(found.quarters))
+            loss = of_bins + self.config.quarter_loss * cell_losses(self.config.loss, logits, parts).sum() / n_bins
         if not loss.isfinite():
             where = ", ".join(f"{self.feed.chrom_name(s)}:{s.start}" for s in stretches)
             raise TrainingError(f"loss is {loss.item()} at step {self.step}", where=where, fix="lower lr")
@@ -304,15 +326,18 @@ class _Trainer:
         self.optimizer.step()
         self.step += 1
         self.average.update(self.step)
-        self.recent = [*self.recent, float(loss.item())][-self.per_pass :]
+        self.recent = [*self.recent, float(of_bins.item())][-self.per_pass :]
 
     def _changed(self, codes: UInt8[np.ndarray, "b bp"]) -> UInt8[np.ndarray, "b bp"]:
         most = self.config.mutation
         return mutated(codes, most, np.random.default_rng([self.config.seed, 1, self.step])) if most else codes
 
-    def _logits(self, codes: np.ndarray) -> Float[Tensor, "b n tracks"]:
-        found = features(self.model, one_hot(codes).to(self.device), dtype=self.dtype)
-        logits: Tensor = self.output(self.dropout(found) if self.model.training else found)
+    def _features(self, codes: np.ndarray, framed: np.ndarray) -> Features:
+        read, unchanged = one_hot(codes).to(self.device), one_hot(framed).to(self.device)
+        return features(self.model, read, dtype=self.dtype, framed=unchanged)
+
+    def _logits(self, bins: Float[Tensor, "b n d"]) -> Float[Tensor, "b n tracks"]:
+        logits: Tensor = self.output(self.dropout(bins) if self.model.training else bins)
         return logits
 
     def _wants_validation(self) -> bool:
@@ -327,7 +352,8 @@ class _Trainer:
         size, n_tracks = self.config.batch_size, len(feed.experiment_ids)
         parts = [feed.batch(stretches[at : at + size]) for at in range(0, len(stretches), size)]
         with self.average.applied():
-            logits = [self._logits(part.codes).float().cpu().numpy() for part in parts]
+            bins = (self._features(part.codes, framed=part.codes).bins for part in parts)
+            logits = [self._logits(values).float().cpu().numpy() for values in bins]
         scores = np.concatenate([part.reshape(-1, n_tracks) for part in logits])
         labels = np.concatenate([part.labels.reshape(-1, n_tracks) for part in parts])
         self.model.train()
