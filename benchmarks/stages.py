@@ -52,7 +52,9 @@ class Stages:
     split: SplitConfig
     allow_leaks: tuple[str, ...] = ()
     sizes = SIZES
+    """Of the trunk."""
     quarter_loss = 0.0
+    """Weight of its loss on quarters of bins."""
     sets: tuple[str, ...]
     """Tables of scores, in the order in which they are shown."""
 
@@ -93,8 +95,7 @@ class Stages:
         """Train a trunk unless it is there."""
         config = PretrainConfig(
             kind="convnet", convnet=self.sizes, passes=passes, output_dropout=0.5, weight_decay=0.15, average=0.998,
-            mutation=0.06, validate_every=passes / 4, permute_labels=permuted,
-            quarter_loss=self.quarter_loss,
+            mutation=0.06, validate_every=passes / 4, permute_labels=permuted, quarter_loss=self.quarter_loss,
         )  # fmt: skip
         try:
             found = pretrain_trunk(self.open, SELECTION, config, self.out / name)

@@ -6,11 +6,11 @@
 
 350 factors of ChIP-exo peaks on sacCer3. One selection holds out chromosomes IV and XVI (XIII validates), twenty
 factors drawn by seed, and seven families of two proteins each; trunk and heads are trained on the rest. The trunk is
-told of open reading frames and learns quarters of bins beside bins. Scores are
-over all labelled bins of 128 bp, medians over experiments with 20 bound bins or more. *mean* is the model's mean over
-training factors, *nearest* its score for the nearest training factor by protein, *ahead* the share of experiments in
-which the model beats both. The control moves every peak to a random place of its chromosome before its trunk is
-trained. Everything is kept in OUT_DIR, so a run that was cut goes on. The last line is one JSON object.
+told of open reading frames and learns quarters of bins beside bins. Scores are over all labelled bins of 128 bp,
+medians over experiments with 20 bound bins or more. *mean* is the model's mean over training factors, *nearest* its
+score for the nearest training factor by protein, *ahead* the share of experiments in which the model beats both. The
+control moves every peak to a random place of its chromosome before its trunk is trained. Everything is kept in
+OUT_DIR, so a run that was cut goes on. The last line is one JSON object.
 """
 
 from __future__ import annotations

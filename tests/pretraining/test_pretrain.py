@@ -136,9 +136,7 @@ def test_time_limit_ends_the_training(planted):
 
 
 def test_loss_that_is_not_finite_stops(planted, monkeypatch):
-    monkeypatch.setattr(
-        pretrain._Trainer, "_logits", lambda self, bins: torch.full((len(bins), 16, 14), float("inf"))
-    )
+    monkeypatch.setattr(pretrain._Trainer, "_logits", lambda self, bins: torch.full((len(bins), 16, 14), float("inf")))
     config = PretrainConfig(trunk=TINY, passes=1, device="cpu")
     with pytest.raises(TrainingError, match="at step 0"):
         pretrain_trunk(planted.store, planted.selection, config, planted.store.path / "inf")
