@@ -62,6 +62,7 @@ class Stages:
         out.mkdir(parents=True, exist_ok=True)
         self.out, self.data, self.effort, self.heads = out, data, effort, heads
         self.results_path = out / "results.json"
+        self.made: set[str] = set()
         self.results: dict[str, Any] = {name: {} for name in GATHERED}
         if self.results_path.exists():
             self.results |= json.loads(self.results_path.read_text())
@@ -77,7 +78,8 @@ class Stages:
             there = json.loads(self.results_path.read_text())
             for name in GATHERED:
                 self.results[name] = {**there.get(name, {}), **self.results[name]}
-            self.results = {**there, **self.results}
+            # what this process only read may be older than what is there now
+            self.results |= {name: table for name, table in there.items() if name not in (*GATHERED, *self.made)}
         part = self.results_path.with_suffix(f".{os.getpid()}")
         part.write_text(json.dumps(self.results))
         part.replace(self.results_path)
@@ -156,9 +158,10 @@ class Stages:
             table[kinds] = self.seeds(f"rows{at}", 1, f"negatives{at}", **config)
         self.table("negatives", {**table, "every bin": self.head(MAIN, n=1)})
 
-    def table(self, name: str, table: Mapping[str, Mapping[str, Row]]) -> None:
-        """Keep a table."""
+    def table(self, name: str, table: Any) -> None:
+        """Keep a table of this process's own."""
         self.results[name] = table
+        self.made.add(name)
         self.keep()
 
     def print(self) -> None:

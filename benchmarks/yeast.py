@@ -123,9 +123,8 @@ class Yeast(Stages):
             evaluate_run(self.open, run, EvaluateConfig(motifs=self.data / "JASPAR2024_yeast.jaspar"))
         columns = Catalog.read_parquet(path)
         rows = [dict(zip(columns, row, strict=True)) for row in columns.rows()]
-        self.results["baselines"] = _by_scorer(rows)
-        self.results["errors"] = explain(self.open, run)
-        self.keep()
+        self.table("baselines", _by_scorer(rows))
+        self.table("errors", explain(self.open, run))
 
     def print(self) -> None:
         """Show the baselines too."""
