@@ -73,7 +73,7 @@ def trained(store: Store, name: str, rate: float, seed: int, args: argparse.Name
     config = TrainConfig(
         head=name, lr=rate, seed=seed, minutes=args.minutes, steps=10**6, validate_every=10**6, save_every=10**6,
         bins_per_step=bins, pairs_per_step=pairs, max_valid_bins=args.valid_bins, device=args.device,
-        windows=args.windows,
+        windows=args.windows, precision=args.precision,
     )  # fmt: skip
     return train_head(store, args.selection, config, f"table-{name}-{rate:g}-{seed}", overwrite=True)
 
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--test-bins", type=int, default=8000)
     parser.add_argument("--experiments", type=int, default=48)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     store = Store.open(args.store)
