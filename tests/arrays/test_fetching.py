@@ -3,6 +3,7 @@
 import mmap
 import os
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -66,6 +67,17 @@ def test_what_is_gone_or_refused_stops_nobody(cold):
     own.fetch(gone, 0, mmap.PAGESIZE)
     own.fetch(cold, 0, mmap.PAGESIZE)
     assert wait_for(lambda: own.n_asked == 2)
+    assert wait_for(lambda: is_in_memory(cold, 0))
+
+
+def test_a_thread_that_broke_is_begun_anew(cold, monkeypatch):
+    own = Fetcher()
+    with monkeypatch.context() as patch:
+        patch.setattr(fetching, "_system", lambda name: 1 / 0)
+        patch.setattr(threading, "excepthook", lambda *given: None)
+        own.fetch(cold, 0, mmap.PAGESIZE)
+        assert wait_for(lambda: own._thread is not None and not own._thread.is_alive())
+    own.fetch(cold, 0, mmap.PAGESIZE)
     assert wait_for(lambda: is_in_memory(cold, 0))
 
 

@@ -42,9 +42,9 @@ class Fetcher:
         if _WILL_NEED is None:
             return
         self._wanted.put((space, begin, n_bytes))
-        if self._thread is None:
+        if self._thread is None or not self._thread.is_alive():
             with self._lock:
-                if self._thread is None:
+                if self._thread is None or not self._thread.is_alive():
                     self._thread = threading.Thread(target=self._ask, name="tfbind-fetch", daemon=True)
                     self._thread.start()
 
