@@ -153,9 +153,13 @@ def test_gradients_are_the_slope_of_the_score(planted: Planted, run: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["random", "convnet"])
-def test_both_methods_explain_the_stored_score(planted: Planted, name: str) -> None:
-    """The unchanged locus has the score that the run gives its stored bins, but for their float16."""
-    store, locus = planted.store, Locus("chr2", 700, 760)
+@pytest.mark.parametrize("locus", [Locus("chr2", 700, 760), Locus("chr2", 1000, 1020)], ids=["within", "at the end"])
+def test_both_methods_explain_the_stored_score(planted: Planted, name: str, locus: Locus) -> None:
+    """The unchanged locus has the score that the run gives its stored bins, but for their float16.
+
+    The second one ends with its window, past which an array that is shifted reads on.
+    """
+    store = planted.store
     run = load_run(store, name)
     first, last = bins_of_loci(store.tiling, np.array([1]), np.array([locus.start]), np.array([locus.end]))
     (block,) = score_bins(run.head, run.source, np.array([0]), np.array([0]), np.arange(first[0], last[0]))

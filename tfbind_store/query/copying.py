@@ -49,14 +49,14 @@ class Announcer:
 
     Parameters
     ----------
-    is_cold
-        Whether the epoch's first rows are known to lie on the disk. Where that is not known, reading will meet it.
     announce
         Tells the system which rows are read soon, given by their places in the split.
     batches
         Of the epoch, in order.
     n_ahead
         How many batches before it is read a batch is announced.
+    is_cold
+        Whether the epoch's first rows are known to lie on the disk. Where that is not known, reading will meet it.
     """
 
     def __init__(

@@ -250,13 +250,15 @@ class Loader:
         told: set[int] = set()
 
         def announce(rows: Int64[np.ndarray, " b"]) -> None:
+            arrays = [self.array(name) for name in self.window_arrays]
+            if not self.wants_windows:
+                for array in arrays:
+                    array.will_need_bins(self.table["first_bin"][rows], self.n_bins)
+                return
             new = [window for window in np.unique(self._window[rows]).tolist() if window not in told]
             told.update(new)
-            for name in self.window_arrays:
-                if self.wants_windows:
-                    self.array(name).will_need(new)
-                else:
-                    self.array(name).will_need_bins(self.table["first_bin"][rows], self.n_bins)
+            for array in arrays:
+                array.will_need(new)
 
         rows_of_a_block = self.n_rows * self.block_windows // len(self._row_windows.distinct)
         n_ahead = ANNOUNCED_AT_ONCE + -(-rows_of_a_block // self.batch_size)
