@@ -3,13 +3,15 @@
     python -m venv PEER && PEER/bin/pip install tf-bind-transformer==0.0.118 pyBigWig pybedtools
     OMP_NUM_THREADS=1 python benchmarks/heads.py --peer PEER/bin/python              # about 8 minutes, 7 GiB
     python benchmarks/heads.py --parts validation,memory                             # without the peer
+    python benchmarks/heads.py --parts steps,validation --device cuda                # ours alone, on a GPU
 
 Steps: forward, backward and AdamW on whole windows, from where the embeddings lie on disk; reading them is part of the
 step. The peer runs in a process of its own and takes turns with ours, so that both see the same machine; its trunk
 costs nothing, each step is a cache hit. ``model`` is `AdapterModel` on stored embeddings: the peer's arithmetic, both
 directions of attention. ``filip`` is the head for stored bins (residues do not attend to bins). ``dense`` is
 ``adapter`` as `tfbind train` has it by default: the bins of four windows against 16 factors, 64 samples a step. Reading
-is what an ``adapter`` step spends before its first product. Validation: 100,000 cells, 1,000 bins against 100 factors.
+is what an ``adapter`` step spends before its first product. Without the peer, ratios are to ``model``; on a GPU wall
+time counts, each step waited for. Validation: 100,000 cells, 1,000 bins against 100 factors.
 Memory: the peak of a short training on stores of 1 and 20 GB, whose embeddings are holes in files. The last line is one
 JSON object.
 """
@@ -112,10 +114,10 @@ class Peer:
 class Ours:
     """One of our heads, from a store."""
 
-    def __init__(self, store: Store, variant: str, case: dict[str, int]) -> None:
+    def __init__(self, store: Store, variant: str, case: dict[str, int], device: torch.device) -> None:
         torch.manual_seed(0)
-        self.case, self.variant = case, variant
-        self.source = PairSource(store, choose_arrays(store), torch.device("cpu"))
+        self.case, self.variant, self.device = case, variant, device
+        self.source = PairSource(store, choose_arrays(store), device)
         self.windows = store.array("embeddings/windows")
         geometry = Geometry(case["dna_dim"], case["protein_dim"], case["context_dim"])
         self.model: AdapterModel | Head
@@ -124,6 +126,7 @@ class Ours:
             self.model = AdapterModel(**names, binary_target=True)
         else:
             self.model = make_head("adapter" if variant == "dense" else variant, geometry, {"dropout": 0.0})
+        self.model.to(device)
         self.optimizer = adamw(self.model, trainable(self.model), lr=3e-4, weight_decay=0.1)
         self.rng = np.random.default_rng(1)
         self.number = 0
@@ -141,9 +144,10 @@ class Ours:
         rows = self.rng.integers(0, WINDOWS, batch)
         own = (np.arange(DENSE_FACTORS if is_dense else batch) + self.number) % self.case["factors"]
         dna = torch.from_numpy(np.ascontiguousarray(self.windows.gather_bins(rows * n_bins, n_bins)))
+        dna = dna.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else dna
         inputs = self.source.inputs(own, own % 2)._replace(dna=dna.view(batch, n_bins, -1))
         reading = time.process_time() - cpu
-        target = torch.from_numpy(own % 2).float()
+        target = torch.from_numpy(own % 2).float().to(self.device)
         if isinstance(self.model, AdapterModel):
             loss = self.model(
                 seq_embed=inputs.dna, aa_embed=inputs.protein[inputs.factor_index].float(),
@@ -170,10 +174,11 @@ def steps(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     case = CASES[name]
     widths = {key: case[key] for key in SMALL}
     store = invented_store(folder / f"{name}.store", n_windows=WINDOWS, n_factors=case["factors"], **widths)
-    peer = Peer(args.peer, case, folder / f"{name}.cache", args.threads)
-    makers: dict[str, Callable[[], Step]] = {"reference": peer.step}
-    ours = {variant: Ours(store, variant, case) for variant in VARIANTS}
+    peer = Peer(args.peer, case, folder / f"{name}.cache", args.threads) if args.peer else None
+    makers: dict[str, Callable[[], Step]] = {"reference": peer.step} if peer else {}
+    ours = {variant: Ours(store, variant, case, torch.device(args.device)) for variant in VARIANTS}
     makers |= {variant: one.step for variant, one in ours.items()}
+    against = next(iter(makers), "model")
     samples = {"reference": case["batch"], **{variant: one.n_samples for variant, one in ours.items()}}
     taken: dict[str, list[Step]] = {variant: [] for variant in makers}
     for number in range(args.rounds + 1):
@@ -182,7 +187,8 @@ def steps(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
             often = WINDOWS if variant in ("adapter", "dense") else 1
             found = [make() for _ in range(often * STEPS_A_TURN[name])]
             taken[variant] += found if number else []  # the first round warms up
-    peer.close()
+    if peer:
+        peer.close()
     medians = {
         variant: {
             "cpu_s": statistics.median(one.cpu for one in found) / samples[variant],
@@ -192,11 +198,11 @@ def steps(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for variant, found in taken.items()
     }
     reading = statistics.median(one.reading_cpu / one.cpu for one in taken["adapter"])
-    ratios = {variant: medians["reference"]["cpu_s"] / medians[variant]["cpu_s"] for variant in VARIANTS}
-    walls = {variant: medians["reference"]["wall_s"] / medians[variant]["wall_s"] for variant in VARIANTS}
-    print(f"{name}: {case}")
+    ratios = {variant: medians[against]["cpu_s"] / medians[variant]["cpu_s"] for variant in VARIANTS}
+    walls = {variant: medians[against]["wall_s"] / medians[variant]["wall_s"] for variant in VARIANTS}
+    print(f"{name}: {case}, ratios to {against}")
     for variant, found in medians.items():
-        times = "" if variant == "reference" else f"{ratios[variant]:8.2f} x CPU{walls[variant]:8.2f} x wall"
+        times = "" if variant == against else f"{ratios[variant]:8.2f} x CPU{walls[variant]:8.2f} x wall"
         print(f"  {variant:10}{found['cpu_s'] * 1e3:10.1f} ms CPU{found['wall_s'] * 1e3:10.1f} ms wall a sample{times}")
     print(f"  reading is {reading:.1%} of an adapter step")
     return {"per_sample": medians, "cpu_ratio": ratios, "wall_ratio": walls, "reading_share": reading}
@@ -207,25 +213,28 @@ def validation(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     case = {**SMALL, "factors": 100}
     widths = {key: case[key] for key in SMALL}
     store = invented_store(folder / "validation.store", n_windows=WINDOWS, n_factors=100, **widths)
-    source = PairSource(store, choose_arrays(store), torch.device("cpu"))
+    device = torch.device(args.device)
+    source = PairSource(store, choose_arrays(store), device)
     geometry = Geometry(case["dna_dim"], case["protein_dim"], case["context_dim"])
-    heads = {name: make_head(name, geometry).eval() for name in ("filip", "two_tower")}
+    heads = {name: make_head(name, geometry).eval().to(device) for name in ("filip", "two_tower")}
     bins, factors = store.array("embeddings/windows"), np.arange(100)
     taken: dict[str, list[Step]] = {name: [] for name in heads}
     for _ in range(args.rounds):
         for name, head in heads.items():
             cpu, wall = time.process_time(), time.perf_counter()
             with torch.inference_mode():
-                dna = torch.from_numpy(bins.gather_bins(np.arange(1000), 1)).view(1000, -1)
-                scores = head.score_pairs(dna, source.encode(head, factors, factors % 2))
+                dna = torch.from_numpy(bins.gather_bins(np.arange(1000), 1)).view(1000, -1).to(device)
+                scores = head.score_pairs(dna, source.encode(head, factors, factors % 2)).cpu()
             assert scores.shape == (1000, 100)
             taken[name].append(Step(time.process_time() - cpu, time.perf_counter() - wall))
     cpu_s = {name: statistics.median(one.cpu for one in found) for name, found in taken.items()}
-    ratio = cpu_s["filip"] / cpu_s["two_tower"]
+    wall_s = {name: statistics.median(one.wall for one in found) for name, found in taken.items()}
+    ratio, wall_ratio = (found["filip"] / found["two_tower"] for found in (cpu_s, wall_s))
     print(
         f"validation of 100,000 rows: filip {cpu_s['filip']:.2f} s, two_tower {cpu_s['two_tower']:.3f} s: {ratio:.0f} x"
+        f" CPU, {wall_ratio:.0f} x wall"
     )
-    return {"cpu_s": cpu_s, "cpu_ratio": ratio}
+    return {"cpu_s": cpu_s, "wall_s": wall_s, "cpu_ratio": ratio, "wall_ratio": wall_ratio}
 
 
 def memory(folder: Path) -> dict[str, Any]:
@@ -252,6 +261,7 @@ def main() -> None:
     """Run the parts and print one line of JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--peer", type=Path, help="Python of an environment with tf-bind-transformer 0.0.118")
+    parser.add_argument("--device", default="cpu", help="of ours")
     parser.add_argument("--parts", default="steps,validation,memory")
     parser.add_argument("--cases", default=";".join(CASES))
     parser.add_argument("--rounds", type=int, default=5)
@@ -259,9 +269,9 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     parts = args.parts.split(",")
-    if "steps" in parts and args.peer is None:
-        parser.error("--peer is needed for the steps; --parts validation,memory goes without")
-    said: dict[str, Any] = {"benchmark": "heads", "threads": args.threads, "torch": torch.__version__}
+    said: dict[str, Any] = {
+        "benchmark": "heads", "threads": args.threads, "torch": torch.__version__, "device": args.device,
+    }  # fmt: skip
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         if "steps" in parts:

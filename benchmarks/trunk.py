@@ -6,13 +6,16 @@
     python benchmarks/trunk.py --growth 4,16,64                             # time per window, fast alone
     python benchmarks/trunk.py --memory --dim 1536 --depth 11               # peak of a process each
     python benchmarks/trunk.py --stages --dim 1536 --depth 11               # against the machine's own products
+    python benchmarks/trunk.py --device cuda --dim 1536 --depth 11 --windows 24 --batch-windows 4 \\
+        --variants compiled,peer_tf32,peer_bf16,fp32,tf32,bf16,fp16
 
 The peer is ``enformer_pytorch.Enformer`` as a careful user calls it: eval mode, inference mode, one-hot input, as many
 windows at a time as the fast forward, ``return_only_embeddings=True``; also compiled by ``torch.compile``, and cast by
 ``.bfloat16()``.
 Errors are those against the peer in fp32, and, of the first window, of everybody against float64, the peer included.
+On a GPU the peer's products and convolutions are in full float32; ``peer_tf32`` is the same model with both in TF32.
 Rounds interleave all variants; a ratio is the median of the rounds' ratios. CPU seconds are the process's own, without
-compiling. The last line is one JSON object.
+compiling; on a GPU wall time counts, results brought back to the host. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +63,8 @@ def main() -> None:
         report = stages(_model(args), window_tokens=args.window_tokens, keep_tokens=args.keep_tokens)
     else:
         report = _ratios(args)
-    conditions = {**vars(args), "machine": platform.processor() or platform.machine(), "torch": torch.__version__}
+    machine = platform.processor() or platform.machine() if args.device == "cpu" else torch.cuda.get_device_name()
+    conditions = {**vars(args), "machine": machine, "torch": torch.__version__}
     print(json.dumps({"benchmark": "trunk", "conditions": conditions, "report": report}))
 
 
@@ -76,6 +81,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch-windows", type=int, default=1)
     parser.add_argument("--variants", default="compiled,peer_bf16,fp32,fp32_same_blas,bf16")
     parser.add_argument("--float64-windows", type=int, default=1, help="windows that float64 embeds too")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--growth", metavar="N,N", help="time per window of runs of so many windows")
     parser.add_argument("--memory", action="store_true", help="peak memory, each variant in a process of its own")
     parser.add_argument("--stages", action="store_true", help="time of each stage against the machine's products")
@@ -88,17 +94,28 @@ def _ratios(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     model = _model(args)
     truth = _truth(model, run, codes, args.float64_windows)
     variants = _variants(args.variants.split(","), model, run, codes, args.batch_windows)
+    if args.device != "cpu":
+        for windows in variants.values():  # kernels are chosen, memory taken
+            for _ in windows():
+                pass
     seconds: dict[str, Seconds] = {name: [] for name in variants}
     errors: dict[str, dict[str, float]] = {}
+    peaks: dict[str, float] = {}
     for _ in range(args.rounds):
         plain: list[torch.Tensor] = []
         for name, windows in variants.items():
+            if args.device != "cpu":
+                torch.cuda.reset_peak_memory_stats()
             cpu, wall = time.process_time(), time.perf_counter()
-            found = [window.float() for window in windows()]
+            found = [window.float().cpu() for window in windows()]
             seconds[name].append((time.process_time() - cpu, time.perf_counter() - wall))
+            if args.device != "cpu":
+                peaks[name] = torch.cuda.max_memory_allocated() / 2**20
             plain = found if name == "peer" else plain
             errors[name] = _errors(found, plain) | _errors_to_float64(found, truth)
     report = {name: _row(seconds, name, errors[name], len(run.starts_bp)) for name in variants}
+    for name, peak in peaks.items():
+        report[name]["gpu_peak_mib"] = peak
     for name, row in report.items():
         print(f"{name:16s}" + "  ".join(f"{key} {value:.3g}" for key, value in row.items()))
     return report
@@ -106,7 +123,8 @@ def _ratios(args: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 def _model(args: argparse.Namespace) -> Enformer:
     architecture = {"dim": args.dim, "depth": args.depth, "heads": 8, "dim_divisible_by": 16}
-    return random_trunk(architecture, seed=0).model
+    model: Enformer = random_trunk(architecture, seed=0).model
+    return model.to(args.device)
 
 
 def _genome(args: argparse.Namespace) -> tuple[Run, np.ndarray]:
@@ -135,20 +153,41 @@ def _read(codes: np.ndarray) -> Callable[[int, int], np.ndarray]:
 
 
 def _plain(
-    network: Callable[..., torch.Tensor], run: Run, codes: np.ndarray, dtype: torch.dtype, batch_windows: int
+    network: Callable[..., torch.Tensor],
+    run: Run,
+    codes: np.ndarray,
+    dtype: torch.dtype,
+    batch_windows: int,
+    device: torch.device,
+    *,
+    tf32: bool = False,
 ) -> Windows:
     table = torch.zeros(6, 4)
     table[:4], table[5] = torch.eye(4), 0.25
+    table = table.to(device, dtype)
 
     def windows() -> Iterator[torch.Tensor]:
         for first in range(0, len(run.starts_bp), batch_windows):
             starts = run.starts_bp[first : first + batch_windows]
             batch = np.stack([codes[start : start + run.window_bp] for start in starts])
-            with torch.inference_mode():
-                found = network(table[torch.from_numpy(batch).long()].to(dtype), return_only_embeddings=True)
-                yield from found[:, run.keep]
+            with torch.inference_mode(), _tf32(tf32):
+                found = network(table[torch.from_numpy(batch).to(device).long()], return_only_embeddings=True)
+                kept = found[:, run.keep]
+            yield from kept
 
     return windows
+
+
+@contextmanager
+def _tf32(wanted: bool) -> Iterator[None]:
+    """Let a GPU round the factors of products and of convolutions, or neither (torch's default: the latter)."""
+    switches = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [switch.allow_tf32 for switch in switches]
+    for switch in switches:
+        switch.allow_tf32 = wanted
+    yield
+    for switch, value in zip(switches, before, strict=True):
+        switch.allow_tf32 = value
 
 
 def _compiled(model: Enformer) -> Callable[..., torch.Tensor]:
@@ -164,17 +203,22 @@ def _compiled(model: Enformer) -> Callable[..., torch.Tensor]:
 
 def _variants(asked: list[str], model: Enformer, run: Run, codes: np.ndarray, batch_windows: int) -> dict[str, Windows]:
     model.set_target_length(-1)
-    variants = {"peer": _plain(model, run, codes, torch.float32, batch_windows)}
+    device = next(model.parameters()).device
+    variants = {"peer": _plain(model, run, codes, torch.float32, batch_windows, device)}
     if "compiled" in asked:
-        compiled = _plain(_compiled(model), run, codes, torch.float32, batch_windows)
+        compiled = _plain(_compiled(model), run, codes, torch.float32, batch_windows, device)
         next(compiled())
         variants["compiled"] = compiled
+    if "peer_tf32" in asked:
+        variants["peer_tf32"] = _plain(model, run, codes, torch.float32, batch_windows, device, tf32=True)
     if "peer_bf16" in asked:
         half = copy.deepcopy(model).bfloat16()
-        variants["peer_bf16"] = _plain(half, run, codes, torch.bfloat16, batch_windows)
+        variants["peer_bf16"] = _plain(half, run, codes, torch.bfloat16, batch_windows, device)
     for name, options in {
         "fp32": {},
         "fp32_same_blas": {"onednn": False},
+        "tf32": {"tf32": True},
+        "fp16": {"dtype": torch.float16},
         "bf16": {"dtype": torch.bfloat16},
     }.items():
         if name in asked:
@@ -199,7 +243,7 @@ def _truth(model: Enformer, run: Run, codes: np.ndarray, n_windows: int) -> list
         return []
     trunk = FastTrunk(model.double(), dtype=torch.float64, onednn=False)
     first = dataclasses.replace(run, starts_bp=run.starts_bp[:n_windows])
-    windows = [window.clone() for window in embed_run(trunk, first, _read(codes))]
+    windows = [window.to("cpu", copy=True) for window in embed_run(trunk, first, _read(codes))]
     model.float()
     return windows
 
@@ -215,11 +259,17 @@ def _row(seconds: dict[str, Seconds], name: str, errors: dict[str, float], windo
     row = {
         "cpu_ratio": _ratio(seconds["peer"], own, 0),
         "wall_ratio": _ratio(seconds["peer"], own, 1),
+        "wall_s_per_window": statistics.median(wall for _, wall in own) / windows,
         "cpu_s_per_window": statistics.median(cpu for cpu, _ in own) / windows,
         **errors,
     }
     others = {
         f"cpu_ratio_to_{peer}": _ratio(seconds[peer], own, 0) for peer in ("compiled", "peer_bf16") if peer in seconds
+    }
+    others |= {
+        f"wall_ratio_to_{peer}": _ratio(seconds[peer], own, 1)
+        for peer in ("compiled", "peer_tf32", "peer_bf16")
+        if peer in seconds
     }
     return row | others
 

@@ -151,15 +151,14 @@ def _compute_shard(
     halve = getattr(job.embedder, "halve_batch", None)
     tried = try_windows(job.embed, work.compute, attempts, halve_batch=halve) if work.compute else ()
     for window, values, trouble in tried:
-        stored, reason = (None, trouble) if values is None else to_stored(values, layout.dtype)
+        row = data[window - first]
+        reason = trouble if values is None else to_stored(values, layout.dtype, row)[1]
         states[window - first] = WindowState.failed if reason else WindowState.ok
         if reason:
             reasons[window - first] = reason
             _log.warning("window %d (%s) failed: %s", window, job.store.tiling.kept(window), reason)
-        else:
-            data[window - first] = stored
-            if with_canary and canary is None and values is not None:
-                canary = precision.Canary(window, values)
+        elif with_canary and canary is None and values is not None:
+            canary = precision.Canary(window, values)
         n_computed += 1
         if on_windows:
             on_windows(1)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Shaped
+from jaxtyping import Float16, Float32, Shaped
 
 from tfbind_store.arrays import int8
 from tfbind_store.durable import free_bytes
@@ -15,6 +16,10 @@ from tfbind_store.errors import NoSpace
 from tfbind_store.store.folder import Store
 
 INDEX_WAIT_SECONDS = 60.0
+ROUNDS_TO_INFINITY = 65520.0
+"""The smallest number that float16 rounds to infinity."""
+TORCH_ABOVE = 1 << 16
+"""Numbers for which torch is worth its import."""
 
 
 def require_space(store: Store, need_bytes: int, *, what: str) -> None:
@@ -55,22 +60,55 @@ def free_memory(device: str) -> int | None:
     return None
 
 
-def to_stored(values: Float32[np.ndarray, "..."], dtype: np.dtype[np.generic]) -> tuple[Shaped[np.ndarray, "..."], str]:
+def to_stored(
+    values: Float32[np.ndarray, "..."],
+    dtype: np.dtype[np.generic],
+    out: Shaped[np.ndarray, "..."] | None = None,
+) -> tuple[Shaped[np.ndarray, "..."], str]:
     """Return `values` in the stored dtype and, where they cannot be stored, the reason (else an empty text).
+
+    Parameters
+    ----------
+    values
+        Of a window, a protein or a text.
+    dtype
+        float16, float32, or int8 with its scales.
+    out
+        Where to write them: a new array of some megabytes takes longer than filling it. Untouched if there is a reason.
 
     Examples
     --------
     >>> to_stored(np.array([1.0, 70000.0], dtype=np.float32), np.dtype(np.float16))[1]
     'largest value 70000 does not fit float16'
     """
-    if not np.isfinite(values).all():
+    low, high = float(values.min(initial=0.0)), float(values.max(initial=0.0))  # NaN if there is one
+    if not math.isfinite(high - low):
         n_bad = int((~np.isfinite(values)).sum())
         return values, f"{n_bad} of {values.size} numbers are not finite"
-    with np.errstate(over="ignore"):
-        stored = values.astype(np.float16 if dtype == np.int8 else dtype)  # levels are read as float16
-    if not np.isfinite(stored).all():
-        return values, f"largest value {np.abs(values).max():g} does not fit {stored.dtype.name}"
-    return (int8.encode(values) if dtype == np.int8 else stored), ""
+    if dtype != np.float32 and max(-low, high) >= ROUNDS_TO_INFINITY:  # levels of int8 are read as float16
+        return values, f"largest value {max(-low, high):g} does not fit float16"
+    if dtype == np.int8:
+        encoded = int8.encode(values)
+        if out is None:
+            return encoded, ""
+        out[...] = encoded
+        return out, ""
+    out = np.empty(values.shape, dtype=dtype) if out is None else out
+    if dtype == np.float16 and values.size >= TORCH_ABOVE:
+        _halve(values, out)
+    else:
+        out[...] = values
+    return out, ""
+
+
+def _halve(values: Float32[np.ndarray, "..."], out: Float16[np.ndarray, "..."]) -> None:
+    """Round to float16 by torch: numpy gives the same bits in 15 times the time, one number after the other."""
+    import torch
+
+    if values.shape != out.shape:
+        raise ValueError(f"numbers of shape {values.shape}, room for {out.shape}")
+    values = np.require(values, requirements=["C", "W"])  # torch takes no others
+    torch.from_numpy(out).copy_(torch.from_numpy(values))
 
 
 def index(store: Store, array_name: str) -> None:
