@@ -35,7 +35,8 @@ LAYERS: list[list[set[str]]] = [
     [{"catalog", "migrations"}, {"arrays"}],
     [{"genome"}, {"peaks"}, {"factors"}, {"contexts"}, {"fetch", "fetch_each"}, {"tracks"}],
     [{"names"}],
-    [{"loci"}, {"spec"}, {"config"}, {"batch"}, {"durable"}, {"textfiles"}, {"drawing"}, {"metrics"}, {"processor"}],
+    [{"loci"}, {"spec"}, {"config"}, {"batch"}, {"durable"}, {"textfiles"}, {"drawing"}, {"metrics"}],
+    [{"processor"}, {"freed_memory"}],
     [{"errors"}],
 ]
 TORCH_ROOMS = {

@@ -345,6 +345,14 @@ class TestGapsAreSaid:
         notes = self.notes(store, where="factor = 'CCC'", split=SplitConfig(test_chroms=("chr3",)))
         assert notes == ["test: unlabelled, so without rows: chr3", "test: no rows"]
 
+    def test_a_factor_that_is_held_out_and_has_no_rows(self, tmp_path):
+        world = World(tmp_path, {"a": random_sequence(2000, 0)}, Grid(window_bp=80, n_bins=4, bin_bp=10))
+        world.factor("NOPROT", sequence=None)
+        world.experiment("E1.NOPROT.B", [("a", 100, 101)], source=world.source())
+        world.experiment("E2.CTCF.B", [("a", 500, 501)], source=0)
+        notes = self.notes(world.write(), split=SplitConfig(hold_out={"factor": "NOPROT"}))
+        assert notes == ["held out, but without rows: factor NOPROT"]
+
     def test_an_unlabelled_chromosome_among_the_training_ones(self, store):
         notes = self.notes(store, where="factor = 'CCC'")
         assert notes == ["train: unlabelled, so without rows: chr3"]

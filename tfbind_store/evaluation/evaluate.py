@@ -23,6 +23,7 @@ from jaxtyping import Float32, Int64
 from tqdm import tqdm
 
 from tfbind_store import config as configs
+from tfbind_store import freed_memory
 from tfbind_store.catalog.columns import Columns
 from tfbind_store.errors import CheckpointError, ConfigError, SelectionError
 from tfbind_store.evaluation import baselines, measured
@@ -94,6 +95,7 @@ class EvaluateResult(NamedTuple):
     columns: Columns
 
 
+@freed_memory.kept()
 def evaluate_run(store: Store, run_name: str, config: EvaluateConfig | None = None) -> EvaluateResult:
     """Score a run and its baselines and write ``scores.parquet``.
 

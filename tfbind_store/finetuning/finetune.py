@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tfbind_store import config as configs
+from tfbind_store import freed_memory
 from tfbind_store.batch import Batch
 from tfbind_store.durable import free_bytes, publish, sole_owner, typed_errors
 from tfbind_store.errors import ConfigError, NoSpace, StoreExists, TrainingError
@@ -83,6 +84,7 @@ class FinetuneResult(NamedTuple):
     """What makes the embeddings that the new head reads."""
 
 
+@freed_memory.kept()
 def finetune_run(
     store: Store,
     run_name: str,

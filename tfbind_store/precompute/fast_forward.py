@@ -28,10 +28,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tfbind_store import freed_memory
 from tfbind_store.precompute.packed import CookToom, PackedLinear, onednn_available
 from tfbind_store.precompute.relative_attention import TransformerBlock
 from tfbind_store.precompute.stretch import ConvGeometry
-from tfbind_store.precompute.weights import exact_float32, give_back_freed
+from tfbind_store.precompute.weights import exact_float32
 
 GELU_SLOPE = 1.702  # enformer-pytorch's GELU class: sigmoid(1.702 x) * x
 CPU_BLOCK_BYTES = 3 << 20  # 3 MiB of rows at once: 7 % faster than 1.5, as fast as 6
@@ -253,7 +254,7 @@ class FastTrunk:
             # one 1.702 cancels the activation's, the other belongs to the GELU that follows
             weight, bias = conv.weight[:, :, 0], conv.bias * GELU_SLOPE
             self.final = PackedLinear(weight.to(dtype), bias.to(dtype), onednn=onednn)
-        give_back_freed()  # at full size, two threads: a peak of 2,244 MiB where it was 2,497
+        freed_memory.give_back()  # at full size, two threads: a peak of 2,244 MiB where it was 2,497
         self.device = self.stem.table.device
         self.geometry = ConvGeometry.of_levels(
             [model.stem[0].kernel_size[0]] + [level[0][2].kernel_size[0] for level in model.conv_tower],

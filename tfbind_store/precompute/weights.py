@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import hashlib
 import json
 import os
 import pickle
 import re
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -264,16 +262,6 @@ def exact_float32(device: torch.device, *, tf32: bool = False) -> Iterator[None]
         yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = before
-
-
-def give_back_freed() -> None:
-    """Give the system the memory that is free inside this process, where its C library can (glibc).
-
-    Temporaries of a few megabytes stay with the process when they are freed, in holes between what lives on.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def take_back(model: torch.nn.Module, device: torch.device) -> None:

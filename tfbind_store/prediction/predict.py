@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float32, Int64
 from tqdm import tqdm
 
+from tfbind_store import freed_memory
 from tfbind_store.catalog.database import Catalog
 from tfbind_store.errors import ConfigError, MissingWindow
 from tfbind_store.feeding.bins import BinReader
@@ -82,6 +83,7 @@ class Prediction(NamedTuple):
     was_resumed: bool
 
 
+@freed_memory.kept()
 def predict(store: Store, run_name: str, config: PredictConfig) -> Prediction:
     """Score every pair over the genome, or the windows of loci, and write the files.
 

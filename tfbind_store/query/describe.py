@@ -13,7 +13,7 @@ from tfbind_store.query.leaks import Leak, windows_read_by_both
 from tfbind_store.query.rows import KINDS, Built, Evidence, RowTable
 from tfbind_store.query.splits import HOLDOUTS, SPLITS, Parts
 
-SHOWN_CHROMS = 8
+SHOWN = 8
 
 
 def describe(
@@ -94,24 +94,33 @@ def names_in(evidence: Evidence, table: RowTable, mask: Bool[np.ndarray, " n"]) 
 
 
 def gaps(evidence: Evidence, table: RowTable, parts: Parts, chosen: Int64[np.ndarray, " c"]) -> list[str]:
-    """Say which chromosomes nobody has looked at for the chosen experiments, and which split came out empty."""
+    """Say what came out empty: chromosomes nobody has looked at for the chosen experiments, names held out, splits."""
     looked = evidence.labelled[np.isin(evidence.experiments["experiment_id"], chosen)].any(axis=0)
     tiling, found = evidence.tiling, []
+    present = np.bincount(table.experiment, minlength=evidence.experiments.n) > 0
     for number, split in enumerate(SPLITS):
         here = (parts.places.part == number).reshape(tiling.n_windows, -1).any(axis=1)
         lies = np.zeros(len(tiling.chroms), dtype=bool)
         lies[np.unique(tiling.window_chrom(np.flatnonzero(here)))] = True
         silent = [tiling.chroms[place] for place in np.flatnonzero(lies & ~looked)]
         if silent:
-            more = f" and {len(silent) - SHOWN_CHROMS} more" if len(silent) > SHOWN_CHROMS else ""
-            found.append(f"{split}: unlabelled, so without rows: {', '.join(silent[:SHOWN_CHROMS])}{more}")
+            found.append(f"{split}: unlabelled, so without rows: {_some(silent)}")
         wanted = lies.any() or any((part == number).any() for part in (parts.factor, parts.biotype))
         if wanted and not (table.split == number).any():
             found.append(f"{split}: no rows")
+    for kind, names in parts.held_out.items():
+        silent = sorted({*names.valid, *names.test}.difference(evidence.experiments[kind][present].tolist()))
+        if silent:
+            found.append(f"held out, but without rows: {kind} {_some(silent)}")
     for fold in range(parts.n_folds):
         if not (table.folds[table.split == splits.TRAIN] == fold).any():
             found.append(f"fold {fold}: no rows")
     return found if (table.split == splits.TRAIN).any() else [*found, "nothing can be trained on this selection"]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def unseen_names(evidence: Evidence, table: RowTable) -> dict[str, list[str]]:

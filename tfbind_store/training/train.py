@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from tfbind_store import config as configs
+from tfbind_store import freed_memory
 from tfbind_store.errors import TrainingError
 from tfbind_store.feeding.feed import DenseFeed, choose_arrays, prefetch
 from tfbind_store.heads import CheckpointHeader, Head, header_for, save_checkpoint
@@ -118,7 +119,7 @@ def train_head(
     folder.require_free(overwrite=overwrite)
     require_trackers(config.trackers)
     device = own_device(pick_device(config.device))
-    with joined(device) as processes, _repeatable(config.deterministic):
+    with joined(device) as processes, _repeatable(config.deterministic), freed_memory.kept():
         processes.wait()  # all have looked at the folder before the first one changes it
         return _train(store, selection, config, folder, processes, device, overwrite=overwrite)
 
