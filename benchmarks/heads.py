@@ -34,6 +34,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from heads_store import SELECTION, invented_store
 
+from tfbind_store import freed_memory
 from tfbind_store.adapter_model import AdapterModel
 from tfbind_store.feeding.feed import PairSource, choose_arrays
 from tfbind_store.heads import Geometry, Head, make_head
@@ -169,6 +170,7 @@ class Ours:
         return Step(time.process_time() - cpu, time.perf_counter() - wall, reading)
 
 
+@freed_memory.kept()  # as `tfbind train` does; the peer is in another process
 def steps(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Let the peer and ours make steps in turns, and compare medians."""
     case = CASES[name]

@@ -25,6 +25,11 @@ def test_an_empty_where_takes_no_line() -> None:
     assert str(errors.LocusError("odd", fix="even it")) == "odd\n  fix:   even it"
 
 
+def test_what_libraries_say_on_several_lines_takes_one() -> None:
+    error = errors.WeightsError("odd:\n\tfirst\n  second ", where="a\nb", fix="even\r\nit")
+    assert str(error).splitlines() == ["odd: first second", "  where: a b", "  fix:   even it"]
+
+
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
 def test_an_error_without_a_fix_gives_the_usual_one_of_its_kind(cls: type[errors.TfbindError]) -> None:
     assert str(cls("odd")) == f"odd\n  fix:   {cls.usual_fix}"

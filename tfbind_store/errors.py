@@ -58,10 +58,10 @@ class TfbindError(Exception):
     usual_fix = "the command's --help says what it takes"
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
-        super().__init__(what)
-        self.what = what
-        self.where = where
-        self.fix = fix or self.usual_fix
+        self.what = _one_line(what)
+        super().__init__(self.what)
+        self.where = _one_line(where)
+        self.fix = _one_line(fix or self.usual_fix)
 
     def __str__(self) -> str:
         """Return the three lines that the command line prints."""
@@ -73,6 +73,11 @@ class TfbindError(Exception):
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the trip back from a worker process."""
         return (_rebuild, (type(self), self.what, self.where, self.fix))
+
+
+def _one_line(text: str) -> str:
+    """Return a text on one line: what libraries say, and names of files, may have several."""
+    return " ".join(line.strip() for line in text.splitlines())
 
 
 def _rebuild(cls: type[TfbindError], what: str, where: str, fix: str) -> TfbindError:

@@ -56,6 +56,25 @@ def test_truncated_file_is_refused(saved):
         load_checkpoint(saved[0])
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors: tensors | {"odd": torch.zeros(1)}, "0 absent [], 1 unknown ['odd']"),
+        (lambda tensors: {k: v for k, v in tensors.items() if k != "logit_bias"}, "1 absent ['logit_bias']"),
+        (lambda tensors: tensors | {"logit_bias": torch.zeros(3)}, "logit_bias is [3], must be []"),
+    ],
+)
+def test_tensors_of_another_head_are_named(saved, change, said):
+    path, header = saved
+    head = load_checkpoint(path).head
+    changed = change(head.state_dict())
+    head.state_dict = lambda **unused: changed
+    save_checkpoint(path, head, header)
+    with pytest.raises(CheckpointError) as caught:
+        load_checkpoint(path)
+    assert said in caught.value.what
+
+
 def test_absent_file_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         read_header(tmp_path / "head.safetensors")

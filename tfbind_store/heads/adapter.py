@@ -36,7 +36,9 @@ class AdapterConfig(HeadConfig):
     """Numbers per bin and per token."""
     n_queries: int = 8
     """Tokens per factor."""
-    filip_heads: int = 32
+    summary_dim: int = 48
+    """Numbers of each token that the summary of a pair reads."""
+    filip_heads: int = 16
     """Heads of the late interaction; 0 leaves FILIP (and the joint attention) out."""
     filip_dim: int = 16
     """Width of one FILIP head."""
@@ -63,7 +65,7 @@ class AdapterConfig(HeadConfig):
             "choose width as a multiple of attention_heads": bool(self.width % self.attention_heads),
             "choose filip_heads or tower_dim above 0": self.filip_heads <= 0 and self.tower_dim <= 0,
             f"choose a temperature of at least {MIN_TEMPERATURE}": self.temperature < MIN_TEMPERATURE,
-            "choose n_queries of at least 1": self.n_queries < 1,
+            "choose n_queries and summary_dim of at least 1": min(self.n_queries, self.summary_dim) < 1,
         }
         for fix, is_wrong in fixes.items():
             if is_wrong:
@@ -78,7 +80,7 @@ class Adapter(Head):
 
     def __init__(self, config: AdapterConfig, geometry: Geometry) -> None:
         super().__init__(config, geometry)
-        width, flat = config.width, config.n_queries * config.width
+        width, flat = config.width, config.n_queries * config.summary_dim
         self.project_dna = Linear(geometry.dna_dim, width)
         self.feed_dna = nn.Sequential(FeedForward(width, dropout=config.dropout), nn.LayerNorm(width))
         if config.signal_scales:
@@ -86,6 +88,7 @@ class Adapter(Head):
         self.pool = QueryPool(geometry.protein_dim, width, n_queries=config.n_queries)
         self.feed_token = nn.Sequential(FeedForward(width, dropout=config.dropout), nn.LayerNorm(width))
         self.film = FiLM(width, context_dim=geometry.context_dim) if config.film else None
+        self.token_summary = nn.Linear(width, config.summary_dim)
         self.summary = nn.Sequential(
             nn.Linear(flat + geometry.context_dim, 2 * width), nn.GELU(), nn.Dropout(config.dropout)
         )
@@ -137,7 +140,7 @@ class Adapter(Head):
         """Return (bias, tower vector, FILIP tokens, weight of each FILIP head, tokens); parts left out are absent."""
         context = F.normalize(context.float(), dim=-1)
         tokens = factors if self.film is None else self.film(factors, context)
-        summary = self.summary(torch.cat([rearrange(tokens, "p k w -> p (k w)"), context], dim=-1))
+        summary = self.summary(torch.cat([self.token_summary(tokens).flatten(1), context], dim=-1))
         parts = [self.pair_bias(summary).squeeze(-1)]
         if self.options.tower_dim:
             parts.append(self.tower_pair(summary))

@@ -158,7 +158,21 @@ def load_checkpoint(path: Path | str, *, expected_arrays: Mapping[str, str] | No
     try:
         head = make_head(header.head, Geometry(**header.geometry), header.options)
         tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
+        _require_fit(head, tensors, where=str(path))
         head.load_state_dict(tensors)
     except (ConfigError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"weights do not fit head {header.head!r}: {error}", where=str(path)) from error
     return Checkpoint(head.eval(), header)
+
+
+def _require_fit(head: Head, tensors: Mapping[str, Tensor], *, where: str) -> None:
+    """Refuse tensors of other names or shapes, the first of which are named."""
+    own = head.state_dict()
+    absent, odd = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    if absent or odd:
+        what = f"{len(absent)} absent {absent[:2]}, {len(odd)} unknown {odd[:2]}"
+        raise CheckpointError(f"weights do not fit head {head.name!r}: {what}", where=where)
+    for name, tensor in own.items():
+        if tensors[name].shape != tensor.shape:
+            what = f"{name} is {list(tensors[name].shape)}, must be {list(tensor.shape)}"
+            raise CheckpointError(f"weights do not fit head {head.name!r}: {what}", where=where)
