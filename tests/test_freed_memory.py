@@ -53,12 +53,16 @@ def test_memory_goes_back_at_the_end():
 
 @needs_glibc
 def test_memory_goes_back_after_an_error_too():
-    give_back()
-    before = resident_mib()
-    with pytest.raises(ValueError, match="of the body"), kept():
+    @kept()
+    def fails():
         pieces = [bytearray(MIB) for _ in range(300)]
         del pieces
         raise ValueError("of the body")
+
+    give_back()
+    before = resident_mib()
+    with pytest.raises(ValueError, match="of the body"):
+        fails()
     assert resident_mib() < before + 100
 
 
