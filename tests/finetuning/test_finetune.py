@@ -34,7 +34,15 @@ ARCHITECTURE = {
     "dim": 24, "depth": 2, "heads": 2, "attn_dim_key": 6, "num_downsamples": 5, "dim_divisible_by": 4,
     "dropout_rate": 0.3,
 }  # fmt: skip
-SMALL = {"width": 16, "filip_heads": 4, "filip_dim": 4, "tower_dim": 8, "n_queries": 3, "dropout": 0.0}
+SMALL = {
+    "width": 16,
+    "filip_heads": 4,
+    "filip_dim": 4,
+    "tower_dim": 8,
+    "n_queries": 3,
+    "summary_dim": 16,
+    "dropout": 0.0,
+}
 QUICK = {"steps": 6, "windows_per_step": 3, "pairs_per_step": 8, "device": "cpu", "validate_every": 3, "save_every": 2}
 SEEN = {"factors": ["WEA"], "chromosomes": ["chr4"], "biotypes": []}
 

@@ -39,7 +39,7 @@ from tfbind_store.training.signal_training import SignalConfig, train_declared_g
 from tfbind_store.training.train import TrainConfig, train_head
 
 CELLS = ("cellA", "cellB", "cellC", "cellD")
-OPTIONS = {"width": 16, "filip_heads": 4, "filip_dim": 4, "tower_dim": 8, "n_queries": 3}
+OPTIONS = {"width": 16, "filip_heads": 4, "filip_dim": 4, "tower_dim": 8, "n_queries": 3, "summary_dim": 16}
 CONFIG = TrainConfig(steps=200, options=OPTIONS, bins_per_step=128, pairs_per_step=8, device="cpu", lr=5e-3)
 TOWER = {"width": 16, "n_queries": 3, "latents": 4, "latent_dim": 4}
 
@@ -135,7 +135,7 @@ def test_a_held_out_cell_type_is_predicted_by_its_signal(store: Store) -> None:
     gate = open_gate(store, "few")
     assert gate is not None
     of_another = gate.apply(alone, np.full(len(factors), ids["cellA"]), bins)
-    assert median_auprc(store, of_another, "cellC", bins) < without  # another cell type's signal misleads
+    assert median_auprc(store, of_another, "cellC", bins) < with_signal - 0.2  # another cell type's does not do
     # a cell type without a signal is no worse off than by the head alone
     other = np.full(len(factors), ids["cellD"])
     head_only = np.concatenate([b.scores for b in score_bins(run.head, run.source, factors, other, bins)])
