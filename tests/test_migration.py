@@ -200,7 +200,7 @@ def test_peak_datasets_and_the_loop(names: dict[str, Any], trunk: Enformer, file
     exec(new_call("seq, tf_aa, contextual_texts"), names)
     assert 0.1 < float(names["loss"].detach()) < 5
     steps = names["optimizer"].state[names["model"].head.filip.null]["step"]
-    assert int(steps) == -(-len(rows.columns("train", names=("row",))["row"]) // 256)
+    assert int(steps) == -(-len(rows.columns("train", names=("row",))["row"]) // 8)
 
 
 def test_bigwig_datasets(names: dict[str, Any], files: Path, tmp_path: Path) -> None:
