@@ -30,7 +30,8 @@ SELECTION = "held_out"
 MAIN = "two_tower"
 """The head with which everything but heads is compared: a step costs two thirds of an `adapter`'s."""
 TIMES = {"adapter": 2, "two_tower": 3, "bilinear": 4, "linear": 6}
-"""Steps of a head for each that was asked for, so that a training of any head costs about as much, within a factor of two."""
+"""Steps of a head for each that was asked for, so that a training of any head costs about as much, within a factor
+of two."""
 GATHERED = ("scores", "cpu_s", "trunks")
 """Results that come one by one."""
 
