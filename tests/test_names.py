@@ -160,7 +160,36 @@ class TestExperiments:
 
     @pytest.mark.parametrize(
         ("biotype", "parts"),
-        [("MCF-7_E2", ("MCF-7", "E2")), ("A549", ("A549", None)), ("_x", ("_x", None)), ("x_", ("x_", None))],
+        [
+            ("MCF-7_E2", ("MCF-7", "E2")),
+            ("MCF-7_E2_1h", ("MCF-7", "E2_1h")),
+            ("A549", ("A549", None)),
+            ("_x", ("_x", None)),
+            ("x_", ("x_", None)),
+            ("K562+IFNg", ("K562", "IFNg")),
+            ("K562 + IFNg", ("K562", "IFNg")),
+            ("+x", ("+x", None)),
+            ("CD34+", ("CD34+", None)),
+            ("CD4+CD25+ T cell", ("CD4+CD25+ T cell", None)),
+            ("CD4+ T cell", ("CD4+ T cell", None)),
+            ("T cell CD8a+ naive", ("T cell CD8a+ naive", None)),
+            ("CD34+_GATA1", ("CD34+", "GATA1")),
+            ("HepG2 (FOXA1 KO)", ("HepG2", "FOXA1 KO")),
+            ("(x)", ("(x)", None)),
+            ("K562 (a) b", ("K562 (a) b", None)),
+            ("MCF-7 treated with estradiol", ("MCF-7", "estradiol")),
+            ("MCF-7, Treated with 10 nM estradiol for 1 hour", ("MCF-7", "10 nM estradiol for 1 hour")),
+            ("MCF-7 untreated", ("MCF-7", "untreated")),
+            ("K562 genetically modified using CRISPR", ("K562", "genetically modified using CRISPR")),
+            ("HEK293 stably expressing GFP-CTCF", ("HEK293", "stably expressing GFP-CTCF")),
+            ("HCT116 CTCF KO", ("HCT116", "CTCF KO")),
+            ("HCT116 WT", ("HCT116", "WT")),
+            ("HeLa siCTCF", ("HeLa", "siCTCF")),
+            ("smooth muscle cell", ("smooth muscle cell", None)),
+            ("left shoulder skin", ("left shoulder skin", None)),
+            ("withers", ("withers", None)),
+            ("liver male adult (34 years)", ("liver male adult (34 years)", None)),
+        ],
     )
     def test_treatment(self, biotype: str, parts: tuple[str, str | None]) -> None:
         assert split_treatment(biotype) == parts

@@ -29,6 +29,17 @@ PATH_SAFE = re.compile(r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z))[A-Z
 MAX_PARTS = 12
 """A factor's name with more hyphens than this is taken whole."""
 
+_DONE_TO_CELLS = (
+    r"(?:[A-Z][A-Z0-9-]+ )?(?:[dD]?KO|KD|(?i:knock-?(?:out|down|in)))\b|WT\b|CRISPR|s[ih][A-Z]"
+    r"|(?i:(?:un)?treated|stimulated|infected|transfected|transduced|starved|depleted|exposed"
+    r"|(?:genetically|stably|over-?)? ?(?:modified|expressing)|with|without|after|plus)\b"
+)
+_TREATED = re.compile(
+    rf"_|\s*\+\s*(?=[^\W_])|\s+\((?!\d+ (?:year|month|week|day))(?=[^()]+\)\Z)"
+    rf"|,?\s+(?:(?i:treated with)\s+|(?={_DONE_TO_CELLS}))"
+)
+"""Where a biotype's name ends and what was done to the cells begins."""
+_MARKER = re.compile(r"\bCD\d+\w?\Z")
 _SEPARATOR = re.compile(r"(::|-|/)")
 _SPECIES = re.compile(r"-(?:human|mouse)\Z")
 _TARGET = re.compile(r"/targets/(?P<name>.+?)(?:-[A-Z]?[a-z]+)?/")
@@ -106,17 +117,23 @@ def _factor_fields(fields: Sequence[str], known: Container[str], synonyms: Mappi
 
 
 def split_treatment(biotype: str) -> tuple[str, str | None]:
-    """Split a biotype at its first underscore into cell type and treatment.
+    """Split a biotype into cell type and treatment, or what else was done to the cells.
+
+    ReMap writes an underscore, others a plus, parentheses at the end, or words. The plus of a surface marker
+    (``CD34+``) and an age are part of the cell's name. A hyphen is too: nobody can tell ``MCF-7-E2`` from a cell line.
 
     Examples
     --------
     >>> split_treatment("MCF-7_E2"), split_treatment("Hep-G2")
     (('MCF-7', 'E2'), ('Hep-G2', None))
+    >>> split_treatment("HepG2 (FOXA1 KO)"), split_treatment("K562 treated with IFNg")
+    (('HepG2', 'FOXA1 KO'), ('K562', 'IFNg'))
     """
-    base, _, treatment = biotype.partition("_")
-    if not base or not treatment:
-        return biotype, None
-    return base, treatment
+    for found in _TREATED.finditer(biotype):
+        base, treatment = biotype[: found.start()], biotype[found.end() :]
+        if base and treatment and not ("+" in found[0] and _MARKER.search(base)):
+            return base, treatment.removesuffix(")") if "(" in found[0] else treatment
+    return biotype, None
 
 
 def parse_factor_name(

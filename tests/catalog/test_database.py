@@ -333,6 +333,22 @@ class TestStrangers:
             "SOX2",
         ]
         assert ask("list_contains(genes, ?)", ["X"]) == ["IMP2'"]
+        assert ask("factor IN (SELECT age FROM (SELECT 'SOX2' AS age))") == ["SOX2"]
+        assert ask("hash(factor) % 2 + hash(factor || 'x') % 1 >= 0") == ["ARG5,6", "IMP2'", "SOX2"]
+
+    @pytest.mark.parametrize(
+        "fragment",
+        [
+            "random() > 0.5", "RANDOM() > 0.5", "uuid() > 'a'", "now() > TIMESTAMP '2020-01-01'",
+            "current_date > DATE '2020-01-01'", "Current_Timestamp IS NOT NULL", "today() > DATE '2020-01-01'",
+            "age(TIMESTAMP '2020-01-01') > INTERVAL 1 DAY", "factor IN (SELECT factor FROM factors USING SAMPLE 1)",
+            "factor IN (SELECT factor FROM factors TABLESAMPLE 50%)",
+            "factor IN (WITH t AS (SELECT factor, random() AS r FROM factors) SELECT factor FROM t WHERE r > 0.5)",
+        ],
+    )  # fmt: skip
+    def test_a_condition_that_cannot_be_repeated_is_refused(self, reader, fragment):
+        with pytest.raises(SqlError, match=r"each time"):
+            reader.untrusted_where("factors", fragment, columns=("factor",))
 
     def test_honest_queries_pass_with_names_types_and_a_cut(self, reader):
         found = reader.untrusted("FROM factors SELECT factor, factor_id: 1 ORDER BY ALL", max_rows=2)

@@ -17,6 +17,7 @@ import resource
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 BATCH_ROWS = 1000
@@ -25,6 +26,16 @@ GRACE_SECONDS = 0.6
 HEADROOM_BYTES = 1 << 30
 """What Python, DuckDB's own code and the text of an answer may take beside DuckDB's memory limit."""
 MAX_SQL_CHARS = 1_000_000
+
+
+CLOCK_NAMES = frozenset(
+    f"{start}{name}" for start in ("current_", "local", "current_local") for name in ("date", "time", "timestamp")
+)
+"""What says the time without parentheses."""
+CLOCK_FUNCTIONS = frozenset({"now", "today", "age", "transaction_timestamp", "txid_current"}) | frozenset(
+    {"get_current_date", "get_current_time", "get_current_timestamp"} | CLOCK_NAMES
+)
+"""Functions that say it; DuckDB calls them consistent within a query."""
 
 
 class Refused(Exception):
@@ -136,6 +147,7 @@ def _columns(duckdb: Any, connection: Any, request: dict[str, Any]) -> None:
     _require_one_select(duckdb, connection, sql)
     if _without_where(connection, sql) != _without_where(connection, template % "TRUE"):
         raise Refused("not a condition on its own")
+    _require_repeatable(connection, sql)
     found = connection.execute(f"{sql} {request['tail']}", request["params"]).fetchnumpy()
     _send({"names": list(found)})
     for column in list(found):
@@ -156,10 +168,39 @@ def _columns(duckdb: Any, connection: Any, request: dict[str, Any]) -> None:
 
 def _without_where(connection: Any, sql: str) -> Any:
     """Return the parsed query without its condition."""
+    return {key: value for key, value in _parsed(connection, sql).items() if key != "where_clause"}
+
+
+def _parsed(connection: Any, sql: str) -> dict[str, Any]:
     parsed = json.loads(connection.execute("SELECT json_serialize_sql(?)", [sql]).fetchone()[0])
     if parsed["error"] or len(parsed["statements"]) != 1:
         raise Refused(str(parsed.get("error_message", "cannot be parsed")))
-    return {key: value for key, value in parsed["statements"][0]["node"].items() if key != "where_clause"}
+    return dict(parsed["statements"][0]["node"])
+
+
+def _require_repeatable(connection: Any, sql: str) -> None:
+    """Refuse a condition that keeps other rows at another time: chance, the clock, samples."""
+    found = connection.execute("SELECT function_name FROM duckdb_functions() WHERE stability = 'VOLATILE'").fetchall()
+    unsteady = CLOCK_FUNCTIONS | {str(name).lower() for (name,) in found}
+    for node in _nodes(_parsed(connection, sql)):
+        if node.get("sample"):
+            raise Refused("a sample keeps other rows each time; `sample` and a seed draw the same ones again")
+        called = {str(node.get("function_name", "")).lower()} & unsteady
+        named = {str(name).lower() for name in node.get("column_names") or ()} & CLOCK_NAMES
+        for name in sorted(called | named):
+            raise Refused(f"{name} is another value each time, so the condition cannot be repeated")
+
+
+def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Yield every part of a parsed query."""
+    waiting = [tree]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, dict):
+            yield part
+            waiting.extend(part.values())
+        elif isinstance(part, list):
+            waiting.extend(part)
 
 
 def _plain(value: Any) -> Any:

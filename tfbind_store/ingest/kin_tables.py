@@ -6,20 +6,18 @@ does (Basenji's ``targets.txt``), and its split of the genome, where it is known
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from tfbind_store.errors import InputFileError
 from tfbind_store.ingest.calls import recorded
 from tfbind_store.ingest.registry import Names
 from tfbind_store.ingest.sources import FileIdentity, ImportReport, add_source, check_strict, earlier_import
-from tfbind_store.names import parse_factor_name, path_safe_name
+from tfbind_store.names import parse_factor_name, path_safe_name, split_treatment
 from tfbind_store.store.folder import Store
 from tfbind_store.textfiles import TextTable, find_column, read_table
 
 GENE_WORDS = ("gene", "symbol", "hgnc_symbol", "tf", "factor", "name")
 DOMAIN_WORDS = ("domain", "dbd", "dna_binding_domain", "family", "tf_family", "class")
-_SAME_CELLS = re.compile(r" (?:treated with|genetically modified|stably expressing|transfected with) .*", re.IGNORECASE)
 _WITH_A_FACTOR = "CHIP"
 
 
@@ -126,7 +124,7 @@ def _described(table: TextTable) -> list[tuple[str | None, str | None]]:
     for row in table.rows:
         assay, _, rest = row.cells.get("description", "").partition(":")
         factor, colon, cell = rest.partition(":") if assay.upper() == _WITH_A_FACTOR else ("", ":", rest)
-        found.append((factor or None, _SAME_CELLS.sub("", cell).strip() or None) if colon else (None, None))
+        found.append((factor or None, split_treatment(cell.strip())[0] or None) if colon else (None, None))
     return found
 
 

@@ -206,7 +206,7 @@ def loci(catalog: Catalog, name: str) -> Columns:
     found = catalog.columns(_LOCI, {"name": name})
     if not found.n:
         known = loci_sets(catalog)
-        fix = f"known: {', '.join(known)}" if known else "import one: tfbind import loci STORE BED NAME"
+        fix = f"known: {', '.join(known)}" if known else "import one: tfbind import loci STORE BED --name NAME"
         raise SelectionError(f"no set of loci {name!r}", where="split.loci", fix=fix)
     return found
 
