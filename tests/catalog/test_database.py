@@ -356,6 +356,8 @@ class TestStrangers:
         assert (found.rows, found.is_cut) == ([("ARG5,6", 1), ("IMP2'", 1)], True)
         assert reader.untrusted("WITH a AS (SELECT $n AS n) SELECT n FROM a", {"n": 3}).rows == [(3,)]
         assert not reader.untrusted("DESCRIBE factors").is_cut
+        twice = reader.untrusted("SELECT 1 AS a, 2 AS a, 3 AS a_1, 4 AS a")
+        assert (twice.columns, twice.rows) == (["a", "a_2", "a_1", "a_3"], [(1, 2, 3, 4)])
 
     @pytest.mark.parametrize(
         "bomb",

@@ -184,8 +184,22 @@ class TestPositives:
         inner = (still["kind"] == "positive") & (still["bin"] > 0)
         assert (truth.codes(still["experiment"], first + 4)[inner, 0] == 1).mean() > 0.9
         _, moved = rows_of(store, n_bins=8)
-        assert sorted(moved["read_value"].tolist()) == sorted(still["read_value"].tolist())
+        assert set(moved["read_value"].tolist()) == set(still["read_value"].tolist())
         assert moved["bin"].tolist() != still["bin"].tolist()
+
+    def test_anchors_that_come_to_the_same_bins_are_one_row(self, store):
+        single, _ = rows_of(store, negatives=("shifted:2", "random:1"))
+        selection, table = rows_of(store, n_bins=8, negatives=("shifted:2", "random:1"))
+        places = list(zip(*(table[name].tolist() for name in ("split", "window", "bin", "experiment")), strict=True))
+        assert len(set(places)) == len(places)
+        twice = {kind: n for kind, n in selection.info["dropped"].items() if kind.endswith("_twice")}
+        assert twice["shifted_twice"] > 0
+        positives = sum(kinds.get("positive", 0) for kinds in selection.info["totals"].values())
+        asked = sum(kinds.get("positive", 0) for kinds in single.info["totals"].values())
+        lost = selection.info["dropped"].get("no_room_for_row", 0) + selection.info["dropped"].get(
+            "between_valid_and_test", 0
+        )
+        assert positives + twice.get("positive_twice", 0) + lost == asked
 
     def test_two_peaks_in_a_bin_are_one_row_with_the_higher_value(self, tmp_path):
         world = World(tmp_path, {"a": random_sequence(400, 0)}, Grid(window_bp=80, n_bins=4, bin_bp=10))

@@ -130,7 +130,8 @@ def _rows(duckdb: Any, connection: Any, request: dict[str, Any]) -> None:
     sql = f"EXPLAIN {request['sql']}" if request["mode"] == "explain" else request["sql"]
     connection.execute(sql, request["params"])
     description = connection.description or ()
-    _send({"names": [str(column[0]) for column in description], "types": [str(column[1]) for column in description]})
+    names = _distinct([str(column[0]) for column in description])
+    _send({"names": names, "types": [str(column[1]) for column in description]})
     left = request["max_rows"]
     while left is None or left > 0:
         batch = connection.fetchmany(BATCH_ROWS if left is None else min(BATCH_ROWS, left))
@@ -139,6 +140,18 @@ def _rows(duckdb: Any, connection: Any, request: dict[str, Any]) -> None:
         _send([[_plain(value) for value in row] for row in batch])
         left = None if left is None else left - len(batch)
     _send({"is_cut": left == 0 and bool(connection.fetchmany(1))})
+
+
+def _distinct(names: list[str]) -> list[str]:
+    """Return names with a number behind those that were there before, so that no column hides another."""
+    found: list[str] = []
+    for name in names:
+        new, number = name, 0
+        while new in found or (number and new in names):
+            number += 1
+            new = f"{name}_{number}"
+        found.append(new)
+    return found
 
 
 def _columns(duckdb: Any, connection: Any, request: dict[str, Any]) -> None:

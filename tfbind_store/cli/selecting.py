@@ -65,7 +65,11 @@ SPLITS = ("train", "valid", "test")
 @click.option("--sample", type=float, help="Share of the positives to take.  [default: 1]")
 @click.option("--max-positives", type=int, help="At most so many per experiment and split.  [default: all]")
 @click.option("--balance", metavar="LIST", help="Weigh rows so that factors, biotypes, or both count alike.")
-@click.option("--margin-bp", type=int, help="Negatives keep this far from peaks.  [default: 512]")
+@click.option(
+    "--margin-bp",
+    type=int,
+    help="Negatives keep this far from peaks; of several bins the middle one does.  [default: 512]",
+)
 @click.option("--signals", metavar="NAME", help="Imported signals, such as ATAC by biotype, as a further input.")
 @click.option("--seed", type=int, help="Decides every draw.  [default: 0]")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML with any of these and more.")

@@ -112,7 +112,7 @@ class Built(NamedTuple):
 
     rows: RowTable
     dropped: dict[str, int]
-    """Positive anchors left out, by cause."""
+    """Positive anchors left out, by cause, and rows that were there already."""
     shortfall: dict[str, dict[str, int]]
     """Per kind of negative: rows that could not be found, and in how many experiments."""
     notes: list[str]
@@ -192,9 +192,9 @@ def build(
     )
     experiment, bins, kinds, shortfall = _with_negatives(ground, groups, positives, choices)
     read_value = np.concatenate([positives.read_value, np.zeros(len(bins) - len(positives.bin), np.float32)])
-    table = _table(evidence, truth, placer, parts, experiment, bins, kinds, read_value, choices)
-    shifted = int(placer.shifted(truth.experiment_ids[experiment], bins).sum())
-    return Built(table, dropped, shortfall, notes, shifted)
+    table, twice = _table(evidence, truth, placer, parts, experiment, bins, kinds, read_value, choices)
+    shifted = int(placer.shifted(truth.experiment_ids[table.experiment], table.anchor).sum())
+    return Built(table, {**dropped, **twice}, shortfall, notes, shifted)
 
 
 def positive_anchors(
@@ -326,13 +326,21 @@ def _table(
     kind: Int8[np.ndarray, " n"],
     read_value: Float32[np.ndarray, " n"],
     choices: RowChoices,
-) -> RowTable:
-    """Place, label, split, weigh and order the rows."""
+) -> tuple[RowTable, dict[str, int]]:
+    """Place, label, split, weigh and order the rows; return how many of each kind were left out as there already.
+
+    Rows of several bins are shifted, so two anchors may come to the same bins: the first of them counts, a positive
+    before a negative.
+    """
     first = placer.first_bins(truth.experiment_ids[experiment], anchor)
     split = splits.combine(parts.places.part[anchor], parts.factor[experiment], parts.biotype[experiment])
     # two keys in place of five: by split, first bin and experiment, then by kind and anchor
     where = (split.astype(np.int64) * truth.tiling.n_bins + first) * len(truth.experiment_ids) + experiment
     order = np.lexsort((kind.astype(np.int64) * truth.tiling.n_bins + anchor, where))
+    is_new = np.ones(len(order), dtype=bool)
+    is_new[1:] = where[order[1:]] != where[order[:-1]]
+    lost = np.bincount(kind[order[~is_new]], minlength=len(KINDS)).tolist()
+    order = order[is_new]
     experiment, anchor, first, kind, split = (c[order] for c in (experiment, anchor, first, kind, split))
     three = (parts.places.part[anchor], parts.factor[experiment], parts.biotype[experiment])
     folds = (parts.places.fold[anchor], parts.factor_fold[experiment], parts.biotype_fold[experiment])
@@ -340,7 +348,7 @@ def _table(
     is_negative = kind > 0
     assert not (labels[is_negative] == 1).any(), "a negative row holds a positive bin"
     assert (labels[~is_negative] == 1).any(axis=1).all(), "a positive row holds no positive bin"
-    return RowTable(
+    table = RowTable(
         experiment=experiment,
         anchor=anchor,
         first_bin=first,
@@ -352,6 +360,7 @@ def _table(
         weight=weigh(evidence.experiments, experiment, kind, split, choices),
         folds=np.stack(folds, axis=1).astype(np.int8),
     )
+    return table, {f"{name}_twice": n for name, n in zip(KINDS, lost, strict=True) if n}
 
 
 def weigh(

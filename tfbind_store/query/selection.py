@@ -65,7 +65,8 @@ class SelectionConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
     """What is kept apart from training."""
     margin_bp: int = 512
-    """Negatives keep this far from the experiment's own peaks, its relaxed peaks and blacklists."""
+    """Negatives keep this far from the experiment's own peaks, its relaxed peaks and blacklists: of rows of several
+    bins the middle one does, which is the negative; no bin of them is bound."""
     jitter: float = MAX_JITTER
     """How far a row's centre may lie from its summit or negative bin, as a share of its bins; at most a quarter."""
     sample: float = 1.0
