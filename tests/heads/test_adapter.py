@@ -60,6 +60,7 @@ def test_intermediates_without_filip_are_the_weights_of_the_residues():
         ({"filip_heads": 0, "tower_dim": 0}, "above 0"),
         ({"temperature": 0.001}, "temperature of at least 0.02"),
         ({"n_queries": 0}, "n_queries"),
+        ({"summary_dim": 0}, "summary_dim"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(odd, fix):

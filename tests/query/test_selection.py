@@ -359,6 +359,15 @@ class TestGapsAreSaid:
         notes = self.notes(store, where="factor = 'CCC'", split=SplitConfig(test_chroms=("chr3",)))
         assert notes == ["test: unlabelled, so without rows: chr3", "test: no rows"]
 
+    def test_a_training_biotype_that_may_be_the_held_out_one(self, tmp_path):
+        world = World(tmp_path, {"a": random_sequence(2000, 0)}, Grid(window_bp=80, n_bins=4, bin_bp=10))
+        for number, biotype in enumerate(("K562", "K562-IFNg", "K562T", "A549")):
+            at = 100 + 300 * number
+            world.experiment(f"E{number}.CTCF.{biotype}", [("a", at, at + 1)], source=world.source() if number else 0)
+        notes = self.notes(world.write(), split=SplitConfig(hold_out={"biotype": "K562"}), negatives=())
+        assert "training has K562-IFNg: hold it out as well if that is K562 too" in notes
+        assert not [note for note in notes if "K562T" in note or "A549" in note]
+
     def test_a_factor_that_is_held_out_and_has_no_rows(self, tmp_path):
         world = World(tmp_path, {"a": random_sequence(2000, 0)}, Grid(window_bp=80, n_bins=4, bin_bp=10))
         world.factor("NOPROT", sequence=None)

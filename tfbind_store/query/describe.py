@@ -33,7 +33,7 @@ def describe(
         **_contents(evidence, table),
         "dropped": {**dropped, **built.dropped},
         "shortfall": built.shortfall,
-        "notes": [*notes, *built.notes, *gaps(evidence, table, parts, chosen)],
+        "notes": [*notes, *built.notes, *gaps(evidence, table, parts, chosen), *longer_names(evidence, table)],
         "warnings": warnings(evidence, built, parts),
         "held_out": {kind: names._asdict() for kind, names in parts.held_out.items()},
         "places": places.stretches(evidence.tiling, parts.places),
@@ -121,6 +121,21 @@ def gaps(evidence: Evidence, table: RowTable, parts: Parts, chosen: Int64[np.nda
 def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{', '.join(names[:SHOWN])}{more}"
+
+
+def longer_names(evidence: Evidence, table: RowTable) -> list[str]:
+    """Say which training biotypes are called as an unseen one and something behind a hyphen, dot, slash or blank.
+
+    Nobody can tell a treatment written so from another cell line, so it is said and not refused.
+    """
+    training = names_in(evidence, table, table.split == splits.TRAIN)["biotypes"]
+    found = []
+    for unseen in unseen_names(evidence, table)["biotypes"]:
+        start = unseen.lower()
+        longer = [name for name in training if name.lower().startswith(tuple(start + mark for mark in "-./ "))]
+        if longer:
+            found.append(f"training has {_some(longer)}: hold it out as well if that is {unseen} too")
+    return found
 
 
 def unseen_names(evidence: Evidence, table: RowTable) -> dict[str, list[str]]:
