@@ -169,6 +169,21 @@ def test_damaged_working_files_and_logs_never_cost_a_row(folder):
         assert fingerprint(store) == before
 
 
+def test_a_snapshot_that_nobody_saw_does_not_count(folder, tmp_path):
+    store = open_store(folder)
+    before = fingerprint(store)
+    current, imports = store.path / "catalog" / "snapshots" / "CURRENT", store.path / "catalog" / "imports.json"
+    seen = current.read_bytes(), imports.read_bytes()
+    (tmp_path / "two.bed").write_text("a\t5\t20\tE2.RAP1.Y\t5\n")
+    import_peaks(store, tmp_path / "two.bed")
+    assert fingerprint(store) != before
+    current.write_bytes(seen[0])  # as if killed between the snapshot and CURRENT
+    imports.write_bytes(seen[1])
+    assert fingerprint(store) == before
+    rebuild_catalog(store)
+    assert fingerprint(store) == before
+
+
 @pytest.mark.slow
 def test_40_kills_during_an_import_leave_all_or_nothing(folder, tmp_path):
     store, rng = open_store(folder), np.random.default_rng(5)

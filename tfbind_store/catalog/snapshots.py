@@ -141,8 +141,11 @@ class Snapshots:
                 raise CatalogError(what, where=str(path), fix="run tfbind rebuild-catalog")
 
     def candidates(self) -> list[Path]:
-        """Return the snapshots there are, newest first, whole or not."""
+        """Return the snapshots there are, newest first, whole or not; last those that CURRENT has never named."""
         numbers = sorted(self._numbers(), reverse=True) if self._snapshots.is_dir() else []
+        with contextlib.suppress(CatalogError):
+            newest = self.number()
+            numbers.sort(key=lambda number: number > newest)  # who wrote these was killed before anybody saw them
         return [path for path in map(self._path, numbers) if path.is_file()]
 
     def folders(self) -> list[Path]:
