@@ -257,6 +257,20 @@ def test_a_figure_is_svg_of_flexible_width_with_text_as_text() -> None:
     assert ">epoch</text>" in picture.svg
 
 
+def test_more_groups_than_colours_are_all_drawn_and_names_may_hold_dollars() -> None:
+    points = {f"group {number} $x^2$": [(0.1 * number, 0.5)] for number in range(10)}
+    svg = figures.scatter_counts("n", "N.", points, x_label="$\\foo$", y_label="y", is_count=False).svg
+    assert all(f"group {number} $x^2$" in svg for number in range(10))
+    against = figures.scatter_against("m", "M.", points, x_label="x", y_label="$a$", log=False).svg
+    assert all(f"group {number} $x^2$" in against for number in range(10))
+
+
+def test_runs_of_two_stores_that_are_called_alike_are_told_apart() -> None:
+    named = report.named_apart([make_run("a"), make_run("b"), make_run("a")])
+    assert [run.name for run in named] == ["a (1)", "b", "a (2)"]
+    assert {case.run for case in named[2].cases} == {"a (2)"}
+
+
 class TestGenes:
     def test_bed_columns_are_names_and_strands_and_chromosomes_follow_the_store(self, tmp_path: Path) -> None:
         path = tmp_path / "genes.bed"

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +18,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.planted import make_planted, planted  # noqa: F401
 from tfbind_store import config as configs
 from tfbind_store.durable import sole_owner
-from tfbind_store.errors import CheckpointError, ConfigError, SelectionError, StoreBusy, TfbindError, TrainingError
+from tfbind_store.errors import (
+    CheckpointError,
+    ConfigError,
+    LeakError,
+    SelectionError,
+    StoreBusy,
+    TfbindError,
+    TrainingError,
+)
 from tfbind_store.feeding.feed import DenseFeed, choose_arrays
 from tfbind_store.heads import load_checkpoint, read_header
 from tfbind_store.pretraining.pretrain import pretrain_trunk
@@ -58,6 +68,18 @@ def test_permuted_labels_cannot_be_learned(planted):  # noqa: F811
     config = TrainConfig(steps=80, validate_every=80, permute_labels=True, **QUICK)
     result = train_head(planted.store, planted.selection, config, "control")
     assert result.metrics["valid_auroc"] < 0.62
+
+
+def test_a_trunk_that_has_seen_what_is_held_out_is_refused(planted, monkeypatch):  # noqa: F811
+    selection = Selection.open(planted.store, "all")
+    held = next(name for name in selection.held_out["chromosomes"] if name not in selection.trained_on["chromosomes"])
+    spec = planted.store.array("embeddings/windows").spec
+    seen = replace(spec, identity={**spec.identity, "trained_on": {"chromosomes": [held], "factors": []}})
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "array", lambda store, name: SimpleNamespace(spec=seen))
+        with pytest.raises(LeakError, match=f"the trunk has seen held-out chromosomes of embeddings/windows: {held}"):
+            selection.require_unseen_by("embeddings/windows")
+    selection.require_unseen_by("embeddings/windows")
 
 
 def test_header_says_where_the_head_comes_from(planted):  # noqa: F811

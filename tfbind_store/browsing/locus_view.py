@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from tfbind_store.loci import Locus
 from tfbind_store.prediction.asked_pairs import Asked, EncodedPairs, encode_asked
 from tfbind_store.prediction.cells import Cells
 from tfbind_store.prediction.files import bins_of_loci
-from tfbind_store.scoring.bins import LoadedRun, load_run
+from tfbind_store.scoring.bins import HEAD_FILE, LoadedRun, load_run
 from tfbind_store.store.folder import Store
 
 MAX_BINS = 4096
@@ -58,6 +59,7 @@ class LocusViewer:
         self.store = store
         self._lock = threading.Lock()
         self._runs: dict[str, LoadedRun] = {}
+        self._stamps: dict[str, tuple[int, int]] = {}
         self._pairs: dict[tuple[str, Pair], EncodedPairs] = {}
 
     def view(self, locus: Locus, pair: Pair, runs: Sequence[str]) -> LocusView:
@@ -113,20 +115,25 @@ class LocusViewer:
         return edges.astype(np.float32), values
 
     def _run(self, name: str, pair: Pair) -> tuple[LoadedRun, EncodedPairs]:
+        stamp = _stamp(self.store.run_dir(name) / HEAD_FILE)
+        if self._stamps.get(name) != stamp:  # trained again meanwhile
+            self._forget(name)
         if name not in self._runs:
             while len(self._runs) >= KEPT_RUNS:
-                gone = next(iter(self._runs))
-                del self._runs[gone]
-                self._pairs = {key: value for key, value in self._pairs.items() if key[0] != gone}
+                self._forget(next(iter(self._runs)))
             run = load_run(self.store, name)
             run.head.eval()
-            self._runs[name] = run
+            self._runs[name], self._stamps[name] = run, stamp
         if (name, pair) not in self._pairs:
             if len(self._pairs) >= KEPT_PAIRS:
                 self._pairs.clear()
             asked = Asked(factors=(pair.factor,), biotype=pair.biotype)
             self._pairs[name, pair] = encode_asked(self.store, self._runs[name], asked)
         return self._runs[name], self._pairs[name, pair]
+
+    def _forget(self, name: str) -> None:
+        self._runs.pop(name, None)
+        self._pairs = {key: value for key, value in self._pairs.items() if key[0] != name}
 
     def _measured(self, locus: Locus, pair: Pair) -> tuple[BoxRow, list[BoxRow]]:
         """Return the pair's own peaks, and what else lies here: other factors' peaks, blacklist, sets of loci."""
@@ -161,3 +168,12 @@ def _boxes(catalog: Catalog, select: str, locus: Locus, values: dict[str, Any]) 
     where = f'{select} chrom = $chrom AND start < $last AND "end" > $first ORDER BY ALL LIMIT {MAX_BOXES}'
     found = catalog.rows(where, {**values, "chrom": locus.chrom, "first": locus.start, "last": locus.end})
     return [Box(int(start), int(end), str(name or "")) for start, end, name in found]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return what tells one state of a file from another; nothing of one that is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0)
+    return (found.st_mtime_ns, found.st_ino)

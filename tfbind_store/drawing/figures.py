@@ -7,6 +7,7 @@ lightness too. Who chooses what to draw is ``report``.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ WIDTH_IN, HEIGHT_IN = 4.8, 3.9
 MOST_DOTS = 1500
 Points = Sequence[tuple[float, float]]
 _RC: dict[Any, Any] = {
+    "text.parse_math": False,  # names may hold dollars
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -102,7 +104,7 @@ def scatter_against(
         is_log = log and _spans_a_decade(every)
         low = max(float(every.min()) * 0.8, 1e-4) if is_log else 0.0
         axes.plot([low, 1], [low, 1], color="#777777", linewidth=1)
-        for colour, (label, group) in zip(COLOURS, points.items(), strict=False):
+        for colour, (label, group) in zip(itertools.cycle(COLOURS), points.items(), strict=False):
             _dots(axes, group, colour, label)
         if is_log:
             axes.set(xscale="log", yscale="log", xlim=(low, 1.1), ylim=(low, 1.1))
@@ -119,7 +121,7 @@ def scatter_counts(
     """Draw a score against a number; counts stand on a logarithmic axis if they differ tenfold."""
 
     def paint(axes: Axes) -> None:
-        for colour, (label, group) in zip(COLOURS, points.items(), strict=False):
+        for colour, (label, group) in zip(itertools.cycle(COLOURS), points.items(), strict=False):
             _dots(axes, group, colour, label)
         axes.set(xlabel=x_label, ylabel=y_label)
         if is_count and _spans_a_decade(np.asarray([x for group in points.values() for x, _ in group], dtype=float)):

@@ -348,6 +348,6 @@ def _correlations(scores: Float32[np.ndarray, " k"], track: Float32[np.ndarray, 
     """Return how scores follow a measured track, where the experiment has one."""
     if track is None:
         return {"pearson": float("nan"), "spearman": float("nan")}
-    known = ~np.isnan(track)
+    known = ~np.isnan(track) & (scores > baselines.LOWEST)  # a motif cannot be scanned where there are no bases
     x, y = scores[known].astype(np.float64), track[known].astype(np.float64)
     return {"pearson": pearson(x, y), "spearman": spearman(x, y)}

@@ -375,6 +375,25 @@ class Selection:
             fix = "select again and leave training some chromosomes, factors and biotypes"
             raise SelectionError("the selection has no training rows", where=f"selection {self.name}", fix=fix)
 
+    def require_unseen_by(self, array: str) -> None:
+        """Refuse an array whose trunk has seen what is held out: it may have come after the selection was made.
+
+        Raises
+        ------
+        LeakError
+            If it has, and leaks by trunks are not allowed; of a fold a warning is enough.
+        """
+        card = self.store.array(array).spec.identity.get("trained_on")
+        if not isinstance(card, Mapping):
+            return
+        own = self.trained_on
+        unseen = {key: [name for name in names if name not in own[key]] for key, names in self.held_out.items()}
+        found = leaks.trunk_leaks(unseen, card, name=array)
+        if self.fold is None:
+            leaks.refuse(found, self.config.allow_leaks, where=f"selection {self.name}")
+        for leak in found:
+            _log.warning("selection %s: %s", self.name, leaks.sentence(leak))
+
     @property
     def trained_on(self) -> dict[str, list[str]]:
         """Names in training rows, by ``factors``, ``biotypes``, ``chromosomes`` and ``experiments``."""

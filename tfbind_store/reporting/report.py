@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +72,7 @@ def write_report(
     InputFileError
         If `genes` cannot be read.
     """
-    read = [read_run(Path(run)) for run in runs]
+    read = named_apart([read_run(Path(run)) for run in runs])
     known = read_genes(Path(genes), _aliases(Path(runs[0]))) if genes else {}
     page = Path(out) if out else Path(runs[0]) / REPORT_NAME
     if page.is_dir():
@@ -84,6 +86,17 @@ def write_report(
     for file, picture in zip(files, drawn, strict=True):
         _write(file, figures.sized(picture.svg))
     return ReportFiles(page, files)
+
+
+def named_apart(runs: Sequence[Run]) -> list[Run]:
+    """Return the runs, with a number behind the names of those that are called alike: runs of two stores may be."""
+    taken = Counter(run.name for run in runs)
+    at: Counter[str] = Counter()
+    found = []
+    for run in runs:
+        at[run.name] += 1
+        found.append(replace(run, name=f"{run.name} ({at[run.name]})") if taken[run.name] > 1 else run)
+    return found
 
 
 def _aliases(run: Path) -> Mapping[str, str]:

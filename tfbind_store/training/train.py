@@ -134,10 +134,12 @@ def _train(
     *,
     overwrite: bool,
 ) -> TrainResult:
+    arrays = choose_arrays(store, windows=config.windows, proteins=config.proteins, contexts=config.contexts)
+    selection.require_unseen_by(arrays.windows)
     material = gather_material(
         store,
         selection,
-        choose_arrays(store, windows=config.windows, proteins=config.proteins, contexts=config.contexts),
+        arrays,
         device=device,
         max_valid_bins=config.max_valid_bins,
         permute_seed=config.seed if config.permute_labels else None,
