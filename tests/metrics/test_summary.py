@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -87,6 +88,13 @@ class TestHeadlines:
         one, two = (headlines(cases("r", ROWS))[0] for _ in range(2))
         assert one.low <= one.auprc <= one.high
         assert one == two
+
+
+def test_the_verdict_tells_experiments_from_factors() -> None:
+    seen = [case for case in cases("r", ROWS) if case.holdout == "seen"]
+    one, *_ = verdicts([dataclasses.replace(case, factor="REB1") for case in seen])
+    assert "over 3 experiments of 1 factors; " in one
+    assert "model ahead in 2 of 3, by the median of each factor's in 1 of 1 factors" in one
 
 
 def test_the_verdict_counts_wins() -> None:

@@ -237,7 +237,7 @@ def evaluate(
     ]
     text = [
         f"{result.n_experiments:,} experiments scored into {result.path}",
-        *table(("held out", "scored by", "factors", "AUROC", "AUPRC", "of 95 %", "prevalence", ""), rows),
+        *table(("held out", "scored by", "experiments", "AUROC", "AUPRC", "of 95 %", "prevalence", ""), rows),
         "",
         *summary.verdicts(cases),
         f"next: tfbind report {run}",

@@ -162,13 +162,18 @@ def verdicts(cases: Sequence[Case]) -> list[str]:
         sentence = (
             f"{spaced(holdout)}: median AUROC {median(c.model['auroc'] for c in group):.3f}, "
             f"median AUPRC {median(c.model['auprc'] for c in group):.3f} "
-            f"at prevalence {median(c.prevalence for c in group):.2g} over {len(group)} factors"
+            f"at prevalence {median(c.prevalence for c in group):.2g} over {_counted(group)}"
         )
         if gains:
             won = sum(gain > 0 for gain in gains)
             sentence += (
                 f"; AUPRC minus each factor's best baseline {median(gains):+.3f}, model ahead in {won} of {len(gains)}"
             )
+            by_factor = [[c.gain for c in group if c.factor == name] for name in sorted({c.factor for c in group})]
+            of_factors = [np.nanmedian(own) for own in by_factor if np.isfinite(own).any()]
+            if len(of_factors) < len(gains):
+                ahead = sum(gain > 0 for gain in of_factors)
+                sentence += f", by the median of each factor's in {ahead} of {len(of_factors)} factors"
             sentence += _clearly(group)
         sentences.append(sentence + ".")
     return sentences
@@ -192,8 +197,13 @@ class Comparison(NamedTuple):
     """Experiments in which the other run is higher."""
 
 
+def _counted(group: Sequence[Case]) -> str:
+    n_factors = len({case.factor for case in group})
+    return f"{n_factors} factors" if n_factors == len(group) else f"{len(group)} experiments of {n_factors} factors"
+
+
 def _clearly(group: Sequence[Case]) -> str:
-    """Say in how many factors nearly all resamples agree about who is ahead."""
+    """Say in how many experiments nearly all resamples agree about who is ahead."""
     shares = [case.ahead for case in group if np.isfinite(case.ahead)]
     if not shares:
         return ""
