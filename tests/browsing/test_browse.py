@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -162,6 +163,20 @@ def test_a_locus_shows_predictions_and_peaks(client: FlaskClient, planted: Plant
     assert "predicted binding" not in without
     first = checked(get(client, "/locus?factor=WEA&biotype=cellA&run=few"))
     assert "WEA on chr1:" in first
+
+
+def test_a_run_that_was_trained_again_is_read_again(client: FlaskClient, planted: Planted) -> None:
+    def trained(seed: int) -> str:
+        config = TrainConfig(steps=2, options=OPTIONS, bins_per_step=128, pairs_per_step=8, device="cpu", seed=seed)
+        train_head(planted.store, planted.selection, config, "again", overwrite=True)
+        return checked(get(client, "/locus?at=chr1:0-2000&factor=WEA&biotype=cellA&run=again"))
+
+    try:
+        first, other, back = trained(0), trained(1), trained(0)
+    finally:
+        shutil.rmtree(planted.store.run_dir("again"))
+    assert first != other
+    assert first == back
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from tests.query.world import busy_world
 from tests.tracks.test_binning import write_bigwig
 from tfbind_store.catalog.database import Catalog
 from tfbind_store.errors import ConfigError
-from tfbind_store.evaluation.evaluate import EvaluateConfig, evaluate_run
+from tfbind_store.evaluation.baselines import LOWEST
+from tfbind_store.evaluation.evaluate import EvaluateConfig, _correlations, evaluate_run
 from tfbind_store.evaluation.holdouts import label_column
 from tfbind_store.ingest import import_tracks
 from tfbind_store.metrics.ranking import score_binary
@@ -262,3 +263,22 @@ def test_predictions_are_correlated_with_the_factors_own_track(planted, scored, 
     assert np.isnan(model["WEB", "cellA"]["pearson"])
     of_gc = rows(got, scorer="gc_content", factor="WEA", biotype="cellA")[0]
     assert abs(of_gc["pearson"]) < 0.5
+
+
+def test_bins_that_a_motif_cannot_be_scanned_on_do_not_count_in_correlations():
+    track, scores = np.array([1, 2, 4, 3, np.nan], np.float32), np.array([1, 2, 3, LOWEST, 9], np.float32)
+    found = _correlations(scores, track)
+    assert found["pearson"] == pytest.approx(np.corrcoef([1, 2, 3], [1, 2, 4])[0, 1])
+    assert found["spearman"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("memory_gb", [0, -1, float("nan"), float("inf")])
+def test_memory_that_is_no_size_is_refused(memory_gb):
+    with pytest.raises(ConfigError, match="memory_gb"):
+        EvaluateConfig(memory_gb=memory_gb)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_refused(planted):
+    with pytest.raises(ConfigError, match="no GPU"):
+        evaluate_run(planted.store, "good", EvaluateConfig(device="cuda"))

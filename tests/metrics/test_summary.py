@@ -82,7 +82,7 @@ class TestHeadlines:
 
     def test_a_scorer_of_some_factors_says_what_the_model_reaches_on_those(self) -> None:
         motif = next(h for h in headlines(cases("r", ROWS)) if h.scorer == "motif_scan")
-        assert (motif.n_factors, motif.note) == (1, "model on these: 0.400")
+        assert (motif.n_experiments, motif.note) == (1, "model on these: 0.400")
 
     def test_the_interval_holds_the_median_and_repeats(self) -> None:
         one, two = (headlines(cases("r", ROWS))[0] for _ in range(2))

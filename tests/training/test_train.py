@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -70,16 +68,22 @@ def test_permuted_labels_cannot_be_learned(planted):  # noqa: F811
     assert result.metrics["valid_auroc"] < 0.62
 
 
-def test_a_trunk_that_has_seen_what_is_held_out_is_refused(planted, monkeypatch):  # noqa: F811
-    selection = Selection.open(planted.store, "all")
-    held = next(name for name in selection.held_out["chromosomes"] if name not in selection.trained_on["chromosomes"])
-    spec = planted.store.array("embeddings/windows").spec
-    seen = replace(spec, identity={**spec.identity, "trained_on": {"chromosomes": [held], "factors": []}})
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "array", lambda store, name: SimpleNamespace(spec=seen))
-        with pytest.raises(LeakError, match=f"the trunk has seen held-out chromosomes of embeddings/windows: {held}"):
-            selection.require_unseen_by("embeddings/windows")
-    selection.require_unseen_by("embeddings/windows")
+def test_a_trunk_that_came_later_and_has_seen_what_is_held_out(planted):  # noqa: F811
+    """Refused by name, and where it is allowed the head says so."""
+    split = SplitConfig(test_chroms=("chr1",), valid_chroms=("chr3",))
+    made = make_selection(planted.store, "late", SelectionConfig(split=split, allow_leaks=("trunk",)))
+    path = made.path / "selection.json"
+    info = json.loads(path.read_text())
+    assert [leak["shared"] for leak in info["leaks"]] == ["chromosomes of embeddings/windows"]
+    path.write_text(json.dumps({**info, "leaks": []}))  # as if made before there was an array
+    config = TrainConfig(steps=2, **QUICK)
+    result = train_head(planted.store, "late", config, "late")
+    said = read_header(result.path / "head.safetensors").selection["leaks"]
+    assert [(leak["kind"], leak["held_out"]) for leak in said] == [("trunk", ["chr1"])]
+    path.write_text(json.dumps({**info, "leaks": [], "config": {**info["config"], "allow_leaks": []}}))
+    with pytest.raises(LeakError, match="the trunk has seen held-out chromosomes of embeddings/windows: chr1"):
+        train_head(planted.store, "late", config, "refused")
+    assert not planted.store.run_dir("refused").exists()
 
 
 def test_header_says_where_the_head_comes_from(planted):  # noqa: F811

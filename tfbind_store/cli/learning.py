@@ -226,7 +226,7 @@ def evaluate(
         (
             summary.spaced(h.holdout),
             summary.spaced(h.scorer),
-            h.n_factors,
+            h.n_experiments,
             h.auroc,
             h.auprc,
             f"{h.low:.3g} to {h.high:.3g}" if h.low == h.low else "-",

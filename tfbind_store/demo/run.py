@@ -255,6 +255,6 @@ def _learn(store: Store, out: Path, config: DemoConfig, run: str, *, seed: int, 
             for row in zip(*(c.tolist() for c in scored.columns.values()), strict=True)
         ]
         clock.scores += [
-            DemoScore(run, line.holdout, line.scorer, line.n_factors, line.auroc, line.auprc, line.prevalence)
+            DemoScore(run, line.holdout, line.scorer, line.n_experiments, line.auroc, line.auprc, line.prevalence)
             for line in summary.headlines(summary.cases(run, rows))
         ]

@@ -96,7 +96,7 @@ def sized(svg: str) -> str:
 def scatter_against(
     name: str, caption: str, points: Mapping[str, Points], *, x_label: str, y_label: str, log: bool
 ) -> Picture:
-    """Draw one dot per factor, with the diagonal on which both scores are equal."""
+    """Draw one dot per experiment, with the diagonal on which both scores are equal."""
 
     def paint(axes: Axes) -> None:
         every = np.asarray([p for group in points.values() for p in group], dtype=float).reshape(-1, 2)

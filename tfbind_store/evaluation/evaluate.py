@@ -11,6 +11,7 @@ experiment, kind of hold-out and scorer) and what else ``score_book`` lists into
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -18,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Int64
 from tqdm import tqdm
 
@@ -44,6 +44,7 @@ from tfbind_store.metrics.intervals import Resamples, Stretches, ahead, draw_str
 from tfbind_store.metrics.ranking import score_binary, score_tallies, tally
 from tfbind_store.metrics.reliability import ProbabilityScores, probabilities, reliability, score_probabilities
 from tfbind_store.metrics.tracks import pearson, spearman
+from tfbind_store.precompute.weights import pick_device
 from tfbind_store.prediction.calibration import Calibration, calibrate
 from tfbind_store.query.selection import Selection
 from tfbind_store.query.splits import TRAIN
@@ -81,7 +82,7 @@ class EvaluateConfig:
     """Where the head runs."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.cutoff <= 1 or self.memory_gb <= 0:
+        if not 0 <= self.cutoff <= 1 or not 0 < self.memory_gb < math.inf:
             raise ConfigError("cutoff must be 0 to 1, memory_gb above 0", where="evaluate")
 
 
@@ -107,7 +108,7 @@ def evaluate_run(store: Store, run_name: str, config: EvaluateConfig | None = No
         If the run does not fit the store.
     """
     config = config or EvaluateConfig()
-    run = load_run(store, run_name, device=torch.device(config.device))
+    run = load_run(store, run_name, device=pick_device(config.device))
     selection = Selection.open(store, str(run.header.selection["name"]))
     world = read_world(store, selection, run.header)
     groups = choose_groups(store, selection, world, chroms=config.chroms, factors=config.factors)

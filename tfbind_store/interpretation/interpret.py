@@ -31,6 +31,7 @@ from tfbind_store.interpretation.live_bins import live_bins
 from tfbind_store.loci import Locus
 from tfbind_store.precompute.as_read import embedder_as_read
 from tfbind_store.precompute.embedder import WindowEmbedder
+from tfbind_store.precompute.weights import pick_device
 from tfbind_store.prediction.asked_pairs import Asked, EncodedPairs, encode_asked
 from tfbind_store.prediction.cells import Cells
 from tfbind_store.scoring.bins import LoadedRun, load_run
@@ -192,7 +193,7 @@ def open_explainer(
     WeightsError
         If nobody said where the trunk's weights are.
     """
-    run = load_run(store, run_name, device=torch.device(config.device))
+    run = load_run(store, run_name, device=pick_device(config.device))
     embedder = embedder or embedder_as_read(store, run.arrays.windows, checkpoint=config.checkpoint)
     return Explainer(store, run, encode_asked(store, run, config.asked), embedder, config)
 

@@ -60,13 +60,13 @@ class Case:
 
 
 class Headline(NamedTuple):
-    """One scorer over all counted factors of one kind of hold-out: medians."""
+    """One scorer over all counted experiments of one kind of hold-out: medians."""
 
     run: str
     holdout: str
     scorer: str
     kind: str
-    n_factors: int
+    n_experiments: int
     auroc: float
     auprc: float
     low: float
@@ -102,9 +102,9 @@ def cases(run: str, scores: Iterable[Row]) -> list[Case]:
 
 
 def headlines(cases: Sequence[Case]) -> list[Headline]:
-    """Return the medians over factors, per kind of hold-out and scorer: model, baselines, then the oracle.
+    """Return the medians over experiments, per kind of hold-out and scorer: model, baselines, then the oracle.
 
-    A scorer that exists for some factors only (a motif scan) is compared on those: its line says how many, and what
+    A scorer that exists for some experiments only (a motif scan) is compared on those: its line says how many, and what
     the model reaches on the same ones.
     """
     found: list[Headline] = []
@@ -139,7 +139,7 @@ def _headline(run: str, holdout: str, scorer: str, kind: str, rows: list[Row], n
         holdout=holdout,
         scorer=scorer,
         kind=kind,
-        n_factors=len(rows),
+        n_experiments=len(rows),
         auroc=median(row["auroc"] for row in rows),
         auprc=median(row["auprc"] for row in rows),
         low=low,
@@ -272,7 +272,7 @@ def median(values: Iterable[float]) -> float:
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % bootstrap interval of the median over factors, always with the same draws."""
+    """Return the 95 % bootstrap interval of the median over experiments, always with the same draws."""
     finite = np.asarray([value for value in values if np.isfinite(value)], dtype=np.float64)
     if len(finite) < 2:
         return float("nan"), float("nan")

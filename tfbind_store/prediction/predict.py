@@ -29,6 +29,7 @@ from tfbind_store.errors import ConfigError, MissingWindow
 from tfbind_store.feeding.bins import BinReader
 from tfbind_store.ingest.loci import read_loci
 from tfbind_store.loci import Locus
+from tfbind_store.precompute.weights import pick_device
 from tfbind_store.prediction.asked_pairs import Asked, EncodedPairs, encode_asked
 from tfbind_store.prediction.calibration import Calibration, Method, calibrate
 from tfbind_store.prediction.cells import Cells
@@ -97,7 +98,7 @@ def predict(store: Store, run_name: str, config: PredictConfig) -> Prediction:
         If probabilities or peaks are wanted and the run has no validation bins to calibrate on.
     """
     kinds = _kinds(config)
-    run = load_run(store, run_name, device=torch.device(config.device))
+    run = load_run(store, run_name, device=pick_device(config.device))
     encoded = encode_asked(store, run, config.asked)
     _require_own_files(config, encoded)
     loci = read_loci(store, config.loci) if config.loci is not None else None

@@ -30,6 +30,7 @@ from tfbind_store.feeding.feed import PairSource
 from tfbind_store.heads.checkpoint import is_checkpoint, load_checkpoint
 from tfbind_store.heads.plain_tracks import PlainTracks, load_tracks
 from tfbind_store.names import near_miss, path_safe_name
+from tfbind_store.precompute.weights import pick_device
 from tfbind_store.prediction.asked_pairs import Asked, encode_asked
 from tfbind_store.prediction.files import write_bigwig
 from tfbind_store.prediction.parts import Parts
@@ -105,7 +106,7 @@ def predict_tracks(head_path: Path, store: Store, out: Path, config: TrackPredic
         **rater.identity,
     }
     n_before = parts.begin(plan)
-    _score(store, rater, BinReader(rater.array, torch.device(config.device)), parts)
+    _score(store, rater, BinReader(rater.array, pick_device(config.device)), parts)
     n_bins = [write_bigwig(path, store.tiling, partial(parts.chromosome, n)) for n, path in enumerate(files)]
     parts.remove()
     return TrackPrediction(rater.species, tuple(files), n_bins[0], n_missing, n_before > 0)
@@ -142,7 +143,7 @@ def _of_factors(head_path: Path, store: Store, config: TrackPredictConfig) -> _R
     if config.tracks:
         raise ConfigError("a head of factors has no tracks of its own", where="--track", fix="name a factor: --factor")
     name, arrays = _trained_arrays(store, species, head_path)
-    source = PairSource(store, arrays, torch.device(config.device))
+    source = PairSource(store, arrays, pick_device(config.device))
     run = LoadedRun(name, head.to(source.device).eval(), header, arrays, source)
     encoded = encode_asked(store, run, config.asked)
     digest = hashlib.sha256()

@@ -37,6 +37,7 @@ from tfbind_store.loci import Locus
 from tfbind_store.precompute.as_read import embedder_as_read
 from tfbind_store.precompute.embedder import Codes, WindowEmbedder
 from tfbind_store.precompute.versions import embed_versions, remembering
+from tfbind_store.precompute.weights import pick_device
 from tfbind_store.prediction.asked_pairs import Asked, EncodedPairs, encode_asked
 from tfbind_store.prediction.cells import Cells
 from tfbind_store.prediction.vcf import Variant, VcfRow, read_vcf
@@ -254,7 +255,7 @@ def score_vcf(
     if out.suffix.lower() not in (".tsv", ".vcf"):
         fix = "end the name with .tsv or .vcf"
         raise ConfigError(f"{out.suffix or out.name!r} is no kind of file to write", where="--out", fix=fix)
-    run = load_run(store, run_name, device=torch.device(config.device))
+    run = load_run(store, run_name, device=pick_device(config.device))
     embedder = embedder or embedder_as_read(store, run.arrays.windows, checkpoint=config.checkpoint)
     encoded = encode_asked(store, run, config.asked)
     scorer = VariantScorer(store, run, encoded, embedder, flank_bp=config.flank_bp)

@@ -375,20 +375,31 @@ class Selection:
             fix = "select again and leave training some chromosomes, factors and biotypes"
             raise SelectionError("the selection has no training rows", where=f"selection {self.name}", fix=fix)
 
+    def trunk_leaks(self, array: str) -> list[leaks.Leak]:
+        """Return what the trunk of an array has seen of what is held out, where the selection does not say so itself.
+
+        The array may have come after the selection was made. Of a chromosome that the split divides nothing is said.
+        """
+        card = self.store.array(array).spec.identity.get("trained_on")
+        if not isinstance(card, Mapping):
+            return []
+        own = self.trained_on
+        unseen = {key: [name for name in names if name not in own[key]] for key, names in self.held_out.items()}
+        with self.store.reader() as catalog:
+            kinship = load_kinship(self.store, catalog, self.config.split.identity)
+        found = leaks.trunk_leaks(unseen, card, name=array, kinship=kinship, fold=self.fold)
+        said = {(leak["kind"], leak["shared"], leak["fold"]) for leak in self.info["leaks"]}
+        return [leak for leak in found if (leak.kind, leak.shared, leak.fold) not in said]
+
     def require_unseen_by(self, array: str) -> None:
-        """Refuse an array whose trunk has seen what is held out: it may have come after the selection was made.
+        """Refuse an array whose trunk has seen what is held out.
 
         Raises
         ------
         LeakError
             If it has, and leaks by trunks are not allowed; of a fold a warning is enough.
         """
-        card = self.store.array(array).spec.identity.get("trained_on")
-        if not isinstance(card, Mapping):
-            return
-        own = self.trained_on
-        unseen = {key: [name for name in names if name not in own[key]] for key, names in self.held_out.items()}
-        found = leaks.trunk_leaks(unseen, card, name=array)
+        found = self.trunk_leaks(array)
         if self.fold is None:
             leaks.refuse(found, self.config.allow_leaks, where=f"selection {self.name}")
         for leak in found:

@@ -59,7 +59,7 @@ def _gain(every: Sequence[Case], several: bool) -> figures.Picture:
     won = sum(case.gain > 0 for case in every)
     return figures.scatter_against(
         "model_against_baseline",
-        "AUPRC of the model against that of each factor's best admissible baseline, one dot per factor; "
+        "AUPRC of the model against that of each one's best admissible baseline, one dot per experiment; "
         f"above the line the model is better: {won} of {n}.",
         points,
         x_label="best baseline, AUPRC",
@@ -107,7 +107,7 @@ def _recall_picture(holdout: str, scorers: Mapping[str, Sequence[Row]]) -> figur
         f"Share of bound bins found (recall) when 5, 10, 25 or 50 % of the calls may be wrong; {spaced(holdout)}.",
         curves,
         x_label="false discovery rate, %",
-        y_label="recall, median over factors",
+        y_label="recall, median over experiments",
         markers=True,
         limits=(-0.02 * max(highest, 0.01), 1.05 * max(highest, 0.01)),
         looks=_LOOKS,
@@ -129,7 +129,7 @@ def _curves(runs: Sequence[Run]) -> list[figures.Picture]:
     return [
         figures.lines(
             f"{kind}_{holdout}".replace("+", "_and_"),
-            f"{wanted[kind][0]}, mean over factors; {spaced(holdout)}.",
+            f"{wanted[kind][0]}, mean over experiments; {spaced(holdout)}.",
             curves,
             x_label=wanted[kind][1],
             y_label=wanted[kind][2],
@@ -181,7 +181,7 @@ def _count(every: Sequence[Case], several: bool) -> figures.Picture:
         points.setdefault(_label(case, several), []).append((float(case.n_positive), float(case.model["auprc"])))
     return figures.scatter_counts(
         "auprc_against_positives",
-        "AUPRC of the model against the number of bound bins it was scored on, one dot per factor.",
+        "AUPRC of the model against the number of bound bins it was scored on, one dot per experiment.",
         points,
         x_label="bound bins scored",
         y_label="model, AUPRC",
@@ -200,7 +200,7 @@ def _similarity(every: Sequence[Case], several: bool) -> list[figures.Picture]:
         figures.scatter_counts(
             "auprc_against_similarity",
             "AUPRC of the model against how alike the factor's protein is to that of the nearest other training factor "
-            "(cosine of k-mer counts, 0 to 1), one dot per factor.",
+            "(cosine of k-mer counts, 0 to 1), one dot per experiment.",
             points,
             x_label="similarity to the nearest training factor",
             y_label="model, AUPRC",
@@ -227,7 +227,7 @@ def _training(runs: Sequence[Run]) -> list[figures.Picture]:
         caption = "Loss in training and on the validation part."
         found.append(figures.lines("loss", caption, losses, x_label="step", y_label="loss", markers=True))
     if scores:
-        caption = "Scores on the validation part, medians over factors."
+        caption = "Scores on the validation part, medians over experiments."
         found.append(figures.lines("validation", caption, scores, x_label="step", y_label="score", markers=True))
     return found
 

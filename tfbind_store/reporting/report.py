@@ -1,9 +1,9 @@
 """One self-contained HTML page about one or several runs: what was trained on what, and how good it is.
 
 Reads what ``evaluate`` and ``train`` left in a run's folder (``scores.parquet``, ``head.safetensors``, ``log.jsonl``,
-and ``curves.parquet`` if there) and computes no score itself: it only takes medians over factors. Models are compared
-with the best *admissible* baseline; the oracle (measured binding of other factors) stands apart. The page loads nothing
-from anywhere.
+and ``curves.parquet`` if there) and computes no score itself: it only takes medians over experiments. Models are
+compared with the best *admissible* baseline; the oracle (measured binding of other factors) stands apart. The page
+loads nothing from anywhere.
 """
 
 from __future__ import annotations

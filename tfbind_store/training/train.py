@@ -15,6 +15,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -348,6 +349,13 @@ class TrainingRun:
         name = self.signals.array_name
         return {"name": name, "fingerprint": self.material.store.array(name).spec.fingerprint}
 
+    @cached_property
+    def _leaks(self) -> list[Mapping[str, Any]]:
+        """Those that the selection names, and what the trunk of this run's array has seen."""
+        material = self.material
+        found = material.selection.trunk_leaks(material.arrays.windows)
+        return [*material.selection.info["leaks"], *(leak._asdict() for leak in found)]
+
     def _header(self, looked: Mapping[str, float]) -> CheckpointHeader:
         material, store = self.material, self.material.store
         specs = {kind: store.array(name).spec for kind, name in material.arrays._asdict().items()}
@@ -358,7 +366,7 @@ class TrainingRun:
             arrays={kind: {"name": names[kind], "fingerprint": spec.fingerprint} for kind, spec in specs.items()},
             signals=self._signals_said(),
             genome=store.meta.genome,
-            selection={**selection.info, "name": selection.name},
+            selection={**selection.info, "name": selection.name, "leaks": self._leaks},
             trained_on={key: selection.trained_on[key] for key in ("factors", "chromosomes", "biotypes")},
             trunk_trained_on=specs["windows"].identity.get("trained_on"),
             train=configs.to_mapping(self.config),
