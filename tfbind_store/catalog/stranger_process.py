@@ -41,6 +41,14 @@ CLOCK_FUNCTIONS = frozenset({"now", "today", "age", "transaction_timestamp", "tx
 class Refused(Exception):
     """A query that may not run."""
 
+    kind = "refused"
+
+
+class Unsteady(Refused):
+    """A condition that would keep other rows at another time."""
+
+    kind = "unsteady"
+
 
 def main() -> None:
     """Answer the request on standard input."""
@@ -67,7 +75,7 @@ def main() -> None:
     try:
         {"rows": _rows, "explain": _rows, "columns": _columns}[request["mode"]](duckdb, connection, request)
     except Refused as error:
-        _send({"kind": "refused", "error": str(error)})
+        _send({"kind": error.kind, "error": str(error)})
     except duckdb.InterruptException:
         _send({"kind": "timeout", "error": ""})
     except MemoryError:
@@ -197,11 +205,11 @@ def _require_repeatable(connection: Any, sql: str) -> None:
     unsteady = CLOCK_FUNCTIONS | {str(name).lower() for (name,) in found}
     for node in _nodes(_parsed(connection, sql)):
         if node.get("sample"):
-            raise Refused("a sample keeps other rows each time; `sample` and a seed draw the same ones again")
+            raise Unsteady("a sample keeps other rows each time, so the condition cannot be repeated")
         called = {str(node.get("function_name", "")).lower()} & unsteady
         named = {str(name).lower() for name in node.get("column_names") or ()} & CLOCK_NAMES
         for name in sorted(called | named):
-            raise Refused(f"{name} is another value each time, so the condition cannot be repeated")
+            raise Unsteady(f"{name} is another value each time, so the condition cannot be repeated")
 
 
 def _nodes(tree: Any) -> Iterator[dict[str, Any]]:

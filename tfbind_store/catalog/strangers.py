@@ -128,6 +128,8 @@ class Stream:
             return CatalogError(what)
         if kind == "refused":
             return SqlError(what, where=where)
+        if kind == "unsteady":
+            return SqlError(what, where=where, fix="leave it out; --sample 0.5 draws by the seed, the same each time")
         fix = "tfbind sql STORE --schema lists the views and columns"
         if "arameter" in what:  # one that is not given, or one too many
             fix = "give each $NAME of the query its value, and nothing else: -p NAME=VALUE"
