@@ -67,7 +67,7 @@ class TestCases:
 class TestHeadlines:
     def test_medians_leave_out_factors_with_few_positives(self) -> None:
         first = headlines(cases("r", ROWS))[0]
-        assert (first.scorer, first.holdout, first.n_factors, first.auprc) == ("model", "seen", 3, 0.4)
+        assert (first.scorer, first.holdout, first.n_experiments, first.auprc) == ("model", "seen", 3, 0.4)
 
     def test_order_is_model_baselines_oracle_and_seen_first(self) -> None:
         order = [(h.holdout, h.scorer) for h in headlines(cases("r", ROWS))]
