@@ -1,7 +1,7 @@
 """Precision-recall and ROC curves, as means over experiments at fixed places, small enough to keep.
 
-One curve per kind of hold-out and scorer; each experiment with enough bound bins counts the same. Exact with ties: all bins
-of one score are called together. numpy only; ``evaluate`` adds, ``report`` draws.
+One curve per kind of hold-out and scorer; each experiment with enough bound bins counts the same. Exact with ties: all
+bins of one score are called together. numpy only; ``evaluate`` adds, ``report`` draws.
 """
 
 from __future__ import annotations
