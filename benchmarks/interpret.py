@@ -2,11 +2,12 @@
 
     python benchmarks/interpret.py                                 # yeast's grid: 16,384 bp, dim 192, depth 2
     python benchmarks/interpret.py --window-tokens 1536 --keep-tokens 896 --dim 384 --depth 4 --changes 8
+    python benchmarks/interpret.py --trunk convnet                 # of the usual sizes; --frame-codons 80 for frames
 
 The peers are ``enformer_pytorch.Enformer`` as a careful user calls it (eval mode, inference mode, one window at a time,
-``return_only_embeddings=True``), and our own fast forward over the whole window. A random trunk: times do not depend on
-its weights. Rounds interleave all three; a ratio is the median of the rounds' ratios, of the process' CPU seconds. The
-last line is one JSON object.
+``return_only_embeddings=True``), and our own fast forward over the whole window; of a convnet its plain forward. A
+random trunk: times do not depend on its weights. Rounds interleave all three; a ratio is the median of the rounds'
+ratios, of the process' CPU seconds. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,8 +26,11 @@ import torch
 
 from tfbind_store.interpretation.live_bins import live_bins
 from tfbind_store.loci import Grid, Locus, Tiling
+from tfbind_store.precompute.convnet import Convnet, ConvnetSizes, save_convnet
+from tfbind_store.precompute.embedder import WindowEmbedder, make_window_embedder
 from tfbind_store.precompute.enformer import EnformerEmbedder, crop_bins, one_hot, random_trunk
 
+Plain = Callable[[torch.Tensor], torch.Tensor]
 BIN_BP = 128
 LOCUS_BINS = 2
 
@@ -33,6 +38,8 @@ LOCUS_BINS = 2
 def main() -> None:
     """Parse the sizes, measure, print a table and one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--trunk", choices=("enformer", "convnet"), default="enformer")
+    parser.add_argument("--frame-codons", type=int, default=0)
     parser.add_argument("--dim", type=int, default=192)
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--window-tokens", type=int, default=128)
@@ -63,9 +70,7 @@ def main() -> None:
 def _variants(args: argparse.Namespace) -> tuple[dict[str, Callable[..., np.ndarray]], tuple[np.ndarray, np.ndarray]]:
     grid = Grid(window_bp=args.window_tokens * BIN_BP, n_bins=args.keep_tokens, bin_bp=BIN_BP)
     tiling = Tiling.over(grid, {"c": grid.stride_bp})
-    architecture = {"dim": args.dim, "depth": args.depth, "heads": 4, "attn_dim_key": 32, "dim_divisible_by": 16}
-    trunk = random_trunk(architecture, seed=0)
-    embedder = EnformerEmbedder(trunk, device="cpu")
+    plain, embedder = _enformer(args) if args.trunk == "enformer" else _convnet(args)
     rng = np.random.default_rng(0)
     codes = rng.integers(0, 4, grid.window_bp).astype(np.uint8)
     middle = args.keep_tokens // 2
@@ -96,11 +101,25 @@ def _variants(args: argparse.Namespace) -> tuple[dict[str, Callable[..., np.ndar
     def peer(positions: np.ndarray, bases: np.ndarray) -> np.ndarray:
         found = []
         for position, base in zip(positions, bases, strict=True):
-            out = trunk.model(one_hot(changed(position, base)[None]), return_only_embeddings=True)
+            out = plain(one_hot(changed(position, base)[None]))
             found.append(crop_bins(out, grid.n_bins)[0, asked.start : asked.stop].numpy())
         return np.stack(found)
 
-    return {"enformer-pytorch": peer, "fast, whole": whole, "fast, local": local}, (positions, bases)
+    return {"plain": peer, "ours, whole": whole, "ours, local": local}, (positions, bases)
+
+
+def _enformer(args: argparse.Namespace) -> tuple[Plain, WindowEmbedder]:
+    architecture = {"dim": args.dim, "depth": args.depth, "heads": 4, "attn_dim_key": 32, "dim_divisible_by": 16}
+    trunk = random_trunk(architecture, seed=0)
+    return partial(trunk.model, return_only_embeddings=True), EnformerEmbedder(trunk, device="cpu")
+
+
+def _convnet(args: argparse.Namespace) -> tuple[Plain, WindowEmbedder]:
+    torch.manual_seed(0)
+    model = Convnet(ConvnetSizes(bin_bp=BIN_BP, frame_codons=args.frame_codons)).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        save_convnet(model, folder, None)
+        return model, make_window_embedder("convnet", {"checkpoint": folder, "device": "cpu"})
 
 
 def _cut(codes: np.ndarray, start: int, at: Locus) -> np.ndarray:
@@ -110,7 +129,7 @@ def _cut(codes: np.ndarray, start: int, at: Locus) -> np.ndarray:
 
 
 def _report(seconds: dict[str, list[float]], bins: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    peer, plain = seconds["enformer-pytorch"], bins["enformer-pytorch"]
+    peer, plain = seconds["plain"], bins["plain"]
     return {
         name: {
             "seconds_per_change": statistics.median(taken),

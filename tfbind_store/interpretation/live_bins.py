@@ -2,11 +2,11 @@
 
 Convolutions reach a few tokens far: around a changed base the tokens are computed again from a short piece, and put
 over those of the unchanged window. A piece ends either where the window does, and is zero-padded as that is, or far
-enough away that its own padding does not reach the tokens that are taken from it. Attention sees everything, so the
-transformer runs whole, but its last block and the last layer only for the bins that are asked for. All of it is exact,
-to rounding. Numbers stay float32: float16, as stored, would round small effects away.
+enough away that its own padding does not reach the tokens that are taken from it. Attention sees everything, so a
+transformer runs whole, but its last block and the last layer only for the bins that are asked for (`cut_models`). All
+of it is exact, to rounding. Numbers stay float32: float16, as stored, would round small effects away.
 
-Models other than an Enformer are asked for the whole window with each change.
+Models that cannot be cut are asked for the whole window with each change.
 """
 
 # b changes · k bins · d trunk dim · n tokens
@@ -21,14 +21,12 @@ import torch
 from jaxtyping import Float, Float32, Int64, UInt8
 from torch import Tensor
 
+from tfbind_store.interpretation.cut_models import CutModel, cut
 from tfbind_store.loci import Locus, Tiling
 from tfbind_store.precompute.as_read import Map, taken_apart
 from tfbind_store.precompute.embedder import Codes, WindowEmbedder
-from tfbind_store.precompute.enformer import COMPLEMENT, EnformerEmbedder, reverse_complement
-from tfbind_store.precompute.fast_forward import FastTrunk
-
-TOKENS_AT_ONCE = 1536
-"""Of the transformer: as many as a window of Enformer has."""
+from tfbind_store.precompute.enformer import COMPLEMENT, reverse_complement
+from tfbind_store.precompute.window_options import Strand, reading_of
 
 
 class LiveBins(Protocol):
@@ -69,19 +67,22 @@ def live_bins(embedder: WindowEmbedder, tiling: Tiling, window: int, codes: Code
         Neighbouring kept bins.
     """
     model, maps = taken_apart(embedder)
-    if not isinstance(model, EnformerEmbedder):
-        return _WholeWindow(embedder, tiling, window, codes, bins)
+    inner, shift_bp, strand = reading_of(model)
+    read, parts = tiling.read(window).moved(shift_bp), cut(inner)
+    if parts is None:
+        return _WholeWindow(embedder, tiling, window, read, codes, bins)
     first = tiling.grid.margin_bp // tiling.grid.bin_bp + bins.start
-    keep = slice(first, first + len(bins))
-    return _LocalChanges(model, tiling.read(window), codes, keep, maps)
+    return _LocalChanges(parts, strand, read, codes, range(first, first + len(bins)), maps)
 
 
 class _WholeWindow:
     """Any embedder: every change is a window of its own."""
 
-    def __init__(self, embedder: WindowEmbedder, tiling: Tiling, window: int, codes: Codes, bins: range) -> None:
+    def __init__(
+        self, embedder: WindowEmbedder, tiling: Tiling, window: int, read: Locus, codes: Codes, bins: range
+    ) -> None:
         self.embedder, self.tiling, self.window, self.codes, self.bins = embedder, tiling, window, codes, bins
-        self.read = tiling.read(window).moved(getattr(taken_apart(embedder)[0], "shift_bp", 0))
+        self.read = read
 
     def reference(self) -> Float32[np.ndarray, "k d"]:
         return self._bins(self.codes)
@@ -106,31 +107,33 @@ class _WholeWindow:
 
 
 class _LocalChanges:
-    """An Enformer: only the tokens that a change reaches are computed again."""
+    """A trunk that can be cut: only the tokens that a change reaches are computed again."""
 
-    def __init__(self, model: EnformerEmbedder, read: Locus, genome: Codes, keep: slice, maps: Sequence[Map]) -> None:
+    def __init__(
+        self, model: CutModel, strand: Strand, read: Locus, genome: Codes, keep: range, maps: Sequence[Map]
+    ) -> None:
         self.read, self.maps = read, maps
         codes = genome(read)
         self.strands: list[_Strand] = []
-        if model.strand != "reverse":
+        if strand != "reverse":
             self.strands.append(_Strand(model, codes, keep))
-        if model.strand != "forward":
+        if strand != "forward":
             (flipped,) = reverse_complement(codes[np.newaxis])
-            n_tokens = len(codes) // model.fast.geometry.bp_per_token
-            back = slice(n_tokens - keep.stop, n_tokens - keep.start)
+            n_bins = len(codes) // (model.bp_per_token * model.tokens_per_bin)
+            back = range(n_bins - keep.stop, n_bins - keep.start)
             self.strands.append(_Strand(model, np.ascontiguousarray(flipped), back, is_reverse=True))
+        self.at_once = model.at_once(len(codes) // model.bp_per_token)
 
     def reference(self) -> Float32[np.ndarray, "k d"]:
-        (bins,) = self._joined([strand.bins(strand.tokens.unsqueeze(0)) for strand in self.strands])
+        (bins,) = self._joined([strand.reference() for strand in self.strands])
         return np.asarray(bins)
 
     def changed(
         self, positions: Int64[np.ndarray, " b"], bases: UInt8[np.ndarray, " b"]
     ) -> Iterator[Float32[np.ndarray, "some k d"]]:
         positions = positions - self.read.start
-        size = max(1, TOKENS_AT_ONCE // len(self.strands[0].tokens))
-        for at in range(0, len(positions), size):
-            some = slice(at, at + size)
+        for at in range(0, len(positions), self.at_once):
+            some = slice(at, at + self.at_once)
             yield self._joined([strand.changed(positions[some], bases[some]) for strand in self.strands])
 
     def _joined(self, strands: Sequence[Float[Tensor, "b k d"]]) -> Float32[np.ndarray, "b k d"]:
@@ -146,37 +149,38 @@ class _Strand:
     """One strand of a window, read in its own direction."""
 
     def __init__(
-        self, model: EnformerEmbedder, codes: UInt8[np.ndarray, " bp"], keep: slice, *, is_reverse: bool = False
+        self, model: CutModel, codes: UInt8[np.ndarray, " bp"], keep: range, *, is_reverse: bool = False
     ) -> None:
-        self.fast: FastTrunk = model.fast
-        self.is_final = model.tap == "trunk"
-        self.codes, self.keep, self.is_reverse = codes, keep, is_reverse
-        self.tokens = self._conv(codes[np.newaxis])[0]
+        self.model, self.codes, self.keep, self.is_reverse = model, codes, keep, is_reverse
+        self.tokens = self.model.tokens(self._on_device(codes[np.newaxis]))
 
-    def bins(self, tokens: Float[Tensor, "b n d"]) -> Float[Tensor, "b k d"]:
-        """Return the kept bins in genome order."""
-        kept = self.fast.transform(tokens, self.keep)
-        kept = self.fast.pointwise(kept) if self.is_final else kept
-        return kept.flip(1) if self.is_reverse else kept
+    def reference(self) -> Float[Tensor, "1 k d"]:
+        """Return the kept bins of the window as it is."""
+        return self._bins(self.tokens, self.codes[np.newaxis])
 
     def changed(self, positions: Int64[np.ndarray, " b"], bases: UInt8[np.ndarray, " b"]) -> Float[Tensor, "b k d"]:
         """Return the kept bins of changed sequences; positions, from the window's start, are the forward strand's."""
         if self.is_reverse:
             positions, bases = len(self.codes) - 1 - positions, COMPLEMENT[bases]
-        bp, reach = self.fast.geometry.bp_per_token, self.fast.geometry.reach_tokens
-        n_tokens = len(self.tokens)
+        bp, reach, n_tokens = self.model.bp_per_token, self.model.reach_tokens, self.tokens.shape[1]
+        whole = np.tile(self.codes, (len(positions), 1))
+        whole[np.arange(len(positions)), positions] = bases
         # the change reaches that far to each side; as far again, padding reaches in from the piece's own ends
         length = min(n_tokens, 4 * reach + 1)
         here = positions // bp
         begins = np.clip(here - 2 * reach, 0, n_tokens - length)
-        pieces = np.stack([self.codes[begin * bp : (begin + length) * bp] for begin in begins])
-        pieces[np.arange(len(pieces)), positions - begins * bp] = bases
-        found = self._conv(pieces)
+        pieces = [row[begin * bp : (begin + length) * bp] for row, begin in zip(whole, begins, strict=True)]
+        found = self.model.tokens(self._on_device(np.stack(pieces)))
         tokens = self.tokens.repeat(len(pieces), 1, 1)
         for row, (token, begin) in enumerate(zip(here.tolist(), begins.tolist(), strict=True)):
             low, high = max(0, token - reach), min(n_tokens, token + reach + 1)
             tokens[row, low:high] = found[row, low - begin : high - begin]
-        return self.bins(tokens)
+        return self._bins(tokens, whole)
 
-    def _conv(self, codes: UInt8[np.ndarray, "b bp"]) -> Float[Tensor, "b n d"]:
-        return self.fast.conv(torch.from_numpy(codes).to(self.fast.stem.table.device))
+    def _bins(self, tokens: Float[Tensor, "b n c"], codes: UInt8[np.ndarray, "b bp"]) -> Float[Tensor, "b k d"]:
+        """Return the kept bins in genome order."""
+        kept = self.model.bins(tokens, self._on_device(codes), self.keep)
+        return kept.flip(1) if self.is_reverse else kept
+
+    def _on_device(self, codes: UInt8[np.ndarray, "b bp"]) -> UInt8[Tensor, "b bp"]:
+        return torch.from_numpy(codes).to(self.model.device)

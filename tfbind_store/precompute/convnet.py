@@ -35,6 +35,8 @@ from tfbind_store.precompute.weights import first_file, read_safetensors
 CARD_FORMAT = "tfbind-convnet-1"
 FIRST_POOL = 8
 """Bases that the first pooling takes together; bins are at least as wide."""
+NARROW_WIDTH, LEVEL_WIDTH = 7, 5
+"""Of the convolutions between the first one and the dilated ones."""
 QUARTERS = 4
 """Parts of a bin that the dilated convolutions look at, where bins are wide enough."""
 
@@ -81,6 +83,25 @@ class ConvnetSizes:
         return self.bin_bp // self.pools[1]
 
     @property
+    def reach_quarters(self) -> int:
+        """Return how many quarters away from a base what they say of bases close by still depends on it.
+
+        Examples
+        --------
+        >>> ConvnetSizes(bin_bp=128).reach_quarters
+        4
+        """
+        reach = -(-(self.motif_bp // 2) // FIRST_POOL) + NARROW_WIDTH // 2 + LEVEL_WIDTH // 2
+        for pool in self.pools[0]:
+            reach = -(-reach // pool) + LEVEL_WIDTH // 2
+        return reach
+
+    @property
+    def context_quarters(self) -> int:
+        """Return how many quarters to either side the dilated convolutions see."""
+        return int(sum(2**at for at in range(self.depth)))
+
+    @property
     def pools(self) -> tuple[list[int], int]:
         """Return what the poolings after the first take together, in order, and what the last one does.
 
@@ -120,10 +141,10 @@ class Convnet(nn.Module):
         self.sizes = sizes
         self.motifs = nn.Conv1d(4, sizes.motifs, sizes.motif_bp, padding=sizes.motif_bp // 2)
         self.motif_norm = nn.BatchNorm2d(sizes.motifs)
-        self.narrow = nn.Conv2d(sizes.motifs, sizes.dim, (1, 7), padding=(0, 3))
+        self.narrow = nn.Conv2d(sizes.motifs, sizes.dim, (1, NARROW_WIDTH), padding=(0, NARROW_WIDTH // 2))
         drop = sizes.dropout
         self.levels = nn.ModuleList(
-            Residual(sizes.dim, 5, dropout=drop if at else 0.0) for at in range(1 + len(sizes.pools[0]))
+            Residual(sizes.dim, LEVEL_WIDTH, dropout=drop if at else 0.0) for at in range(1 + len(sizes.pools[0]))
         )
         if sizes.frame_codons:
             self.frames = nn.Sequential(
@@ -154,16 +175,29 @@ class Convnet(nn.Module):
             Bases that are searched for reading frames instead of those of `sequence`: changing some bases at random
             in training breaks nearly every frame.
         """
-        x = self._motifs(sequence)
+        x = self.nearby(sequence)
+        if self.sizes.frame_codons:
+            x = x + self.of_frames(sequence if framed is None else framed)
+        return self.surroundings(x)
+
+    def nearby(self, sequence: Float[Tensor, "b l 4"]) -> Float[Tensor, "b dim 1 q"]:
+        """Return what quarters of bins say of their own bases and of those close by (`ConvnetSizes.reach_quarters`)."""
+        x: Tensor = self._motifs(sequence)
         # pooled before norm and activation: as good, since the convolution can take either sign, on an eighth of them
         x = F.max_pool2d(x, (1, FIRST_POOL))
         x = self.narrow(F.silu(self.motif_norm(x)))
         pools, _ = self.sizes.pools
         for pool, level in zip([1, *pools], self.levels, strict=True):
             x = level(F.max_pool2d(x, (1, pool)) if pool > 1 else x)
-        if self.sizes.frame_codons:
-            numbers = self._frame_numbers(sequence if framed is None else framed)
-            x = x + self.frames(numbers).transpose(1, 2).unsqueeze(2)
+        return x
+
+    def of_frames(self, sequence: Float[Tensor, "b l 4"]) -> Float[Tensor, "b dim 1 q"]:
+        """Return what is added to `nearby` for the reading frames of whole windows."""
+        told: Tensor = self.frames(self._frame_numbers(sequence)).transpose(1, 2).unsqueeze(2)
+        return told
+
+    def surroundings(self, x: Float[Tensor, "b dim 1 q"]) -> Float[Tensor, "b wide 1 q"]:
+        """Return the numbers of quarters of bins from their own and their surroundings' (`context_quarters` away)."""
         return F.silu(self.widen(F.silu(self.last_norm(self.context(x)))))
 
     def pooled(self, quarters: Float[Tensor, "b wide 1 q"]) -> Float[Tensor, "b n wide"]:

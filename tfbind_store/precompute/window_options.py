@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -92,6 +92,24 @@ def as_computed(embedder: Any) -> Any:
     if isinstance(embedder, _Optioned) and replace(embedder._choice, int8=False, final_on_reading=False) == _USUAL:
         return embedder._embedder
     return embedder
+
+
+class ReadingOf(NamedTuple):
+    """How an embedder reads its windows."""
+
+    model: Any
+    """Behind the options."""
+    shift_bp: int
+    strand: Strand
+
+
+def reading_of(embedder: Any) -> ReadingOf:
+    """Return the model behind options, and where and on which strand it reads."""
+    if not isinstance(embedder, _Optioned):
+        return ReadingOf(embedder, 0, getattr(embedder, "strand", "forward"))
+    model, choice = embedder._embedder, embedder._choice
+    # the options' strand is for models that have none of their own
+    return ReadingOf(model, choice.shift_bp, getattr(model, "strand", choice.strand))
 
 
 def on_strand(
