@@ -140,6 +140,16 @@ class TestMissing:
         with pytest.raises(MissingWindow):  # the run begins in an ok window and ends in an absent one
             array.gather_bins(np.array([8 * N_BINS + 5]), 4)
 
+    def test_who_needs_rows_that_hold_only_n_is_not_told_to_embed_them(self, tmp_path):
+        layout = small_array(tmp_path)
+        publish_shard(layout, 1, rows_of(layout, 1), [OK, ALL_N, NOT_ASKED] + [OK] * 5)
+        array = open_small(layout)
+        only_n, some = array.without(np.array([8, 9, 9]), "2 of 3 bins"), array.without(np.array([9, 10]), "both bins")
+        assert only_n.what == "2 of 3 bins hold only N: there is nothing to embed"
+        assert only_n.fix == "choose loci with bases in their windows"
+        assert some.what == "both bins are not embedded"
+        assert "run the command that embedded" in some.fix
+
     @pytest.mark.parametrize("gone", ["shard", "receipt"])
     def test_a_deleted_file_is_missing_windows(self, layout, gone):
         (layout.shard_path(1) if gone == "shard" else receipt_path(layout.receipts_dir, 1)).unlink()

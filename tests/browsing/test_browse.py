@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -24,6 +26,7 @@ from tests.planted import Planted, make_planted
 from tfbind_store.browsing.browse import cell, make_app, page, serve
 from tfbind_store.errors import ConfigError
 from tfbind_store.evaluation.evaluate import EvaluateConfig, evaluate_run
+from tfbind_store.heads.losses import LossConfig
 from tfbind_store.reporting.report import write_report
 from tfbind_store.store.folder import Store
 from tfbind_store.training.train import TrainConfig, train_head
@@ -177,6 +180,30 @@ def test_a_run_that_was_trained_again_is_read_again(client: FlaskClient, planted
         shutil.rmtree(planted.store.run_dir("again"))
     assert first != other
     assert first == back
+
+
+def test_scores_have_the_unit_that_their_loss_gave_them(client: FlaskClient, planted: Planted) -> None:
+    config = TrainConfig(
+        steps=2, options=OPTIONS, bins_per_step=64, pairs_per_step=4, device="cpu", loss=LossConfig(kind="mse")
+    )
+    try:
+        train_head(planted.store, planted.selection, config, "squares")
+        units = {
+            run: re.findall(r">(share|logit)<", checked(get(client, f"/locus?at=chr1:0-2000&factor=WEA&run={run}")))
+            for run in ("squares", "few")
+        }
+    finally:
+        shutil.rmtree(planted.store.run_dir("squares"))
+    assert units == {"squares": ["share"], "few": ["logit"]}
+
+
+def test_a_query_too_long_for_an_address_is_said_in_three_lines(address: str) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="414") as caught:
+        urllib.request.urlopen(f"{address}/sql?q={'x' * 200_000}", timeout=60)
+    assert caught.value.headers["Content-Type"].startswith("text/plain")
+    said = caught.value.read().decode().splitlines()
+    assert said[0] == "Request-URI Too Long"
+    assert said[1:] == ["where: the request", "fix: use the page's own forms; a query has 16,000 letters at most"]
 
 
 @pytest.mark.parametrize(
@@ -368,6 +395,10 @@ def test_pages_fit_a_telephone_and_a_desk(address: str, tmp_path: Path) -> None:
                 assert browser.value("document.querySelector('h1').textContent"), path
                 assert browser.value("document.scripts.length") == 0
         browser.resize(390, is_phone=True)
+        browser.open(f"{address}/runs")
+        table = "document.querySelector('table.cards')"
+        assert browser.value(f"{table}.parentElement.scrollWidth - {table}.parentElement.clientWidth") == 0
+        assert browser.value(f"getComputedStyle({table}.querySelector('td.n'), '::before').content") == '"AUROC"'
         browser.open(f"{address}/locus?at=chr1:0-2000&factor=WEA&biotype=cellA&run=few")
         assert browser.value("document.querySelector('figure svg').getBoundingClientRect().height") > 150
         browser.open(f"{address}/sql")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from tfbind_store.drawing.figures import lines
 from tfbind_store.drawing.tracks import MAX_LANES, MAX_NAMES, Box, BoxRow, LineRow, draw_tracks, lanes_of
 
 
@@ -32,6 +34,24 @@ def test_what_is_not_embedded_is_said() -> None:
     assert "no embedded bins here" in nothing
     part = draw_tracks("t", "c", 0, 30, [line([1, np.nan, 1])]).svg
     assert "no embedded bins here" not in part
+
+
+@pytest.mark.filterwarnings("error")
+def test_long_and_foreign_names_stay_within_the_figure() -> None:
+    long, foreign = "x" * 90 + "end", "転写因子"
+    svg = draw_tracks("t", "c", 0, 30, [BoxRow(f"begin {long} {long}", []), BoxRow(foreign, [])]).svg
+    assert long not in svg
+    assert "begin x" in svg
+    assert "end (0)" in svg
+    assert foreign in svg
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_legend_of_long_names_leaves_room_for_the_curves() -> None:
+    picture = lines(
+        "t", "c", {f"{'run ' * 40}{number}": [(0, 0), (1, 1)] for number in range(8)}, x_label="x", y_label="y"
+    )
+    assert "run 7" in picture.svg
 
 
 def test_the_same_rows_give_the_same_bytes() -> None:

@@ -37,6 +37,13 @@ def test_header_is_json_in_the_safetensors_metadata(saved):
     assert said["header"]["trained_on"]["factors"] == ["REB1"]
 
 
+@pytest.mark.parametrize(
+    ("train", "loss"), [({}, "bce"), ({"loss": {"kind": "mse"}}, "mse"), ({"tracks": {"species": {}}}, "tracks")]
+)
+def test_the_loss_that_gave_scores_their_scale_is_known(train, loss):
+    assert header_for(shaken_head("linear", {}), train=train).loss == loss
+
+
 def test_same_head_gives_the_same_bytes(saved, tmp_path):
     path, header = saved
     head = load_checkpoint(path).head

@@ -23,6 +23,14 @@ def test_brier_and_accuracy_are_those_of_scikit_learn(cutoff: float) -> None:
     assert got.accuracy == pytest.approx(accuracy_score(labels, said >= cutoff), abs=1e-12)
 
 
+def test_float32_is_read_as_what_it_is() -> None:
+    labels, said = cells()
+    narrow = said.astype(np.float32)
+    wide = brier_score_loss(labels, narrow.astype(np.float64))
+    assert score_probabilities(labels, narrow).brier == pytest.approx(wide, abs=1e-15)
+    assert score_probabilities(np.ones(1), np.array([0.7], dtype=np.float32), cutoff=0.7).accuracy == 1
+
+
 def test_right_probabilities_lie_on_the_diagonal_and_wrong_ones_do_not() -> None:
     labels, said = cells(200_000)
     assert score_probabilities(labels, said).calibration_error < 0.01

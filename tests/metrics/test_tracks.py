@@ -29,6 +29,13 @@ class TestScores:
         assert np.isnan(scores.pearson_over_bins[0])
         assert np.isnan(scores.pearson_over_tracks)
 
+    def test_equal_numbers_do_not_vary_whatever_their_mean_rounds_to(self) -> None:
+        constant = np.full(7, 0.1)
+        assert (constant - constant.mean()).any()  # or this would test nothing
+        assert np.isnan(pearson(constant, np.arange(7.0)))
+        assert np.isnan(pearson(np.arange(7.0), constant))
+        assert np.isnan(pearson(constant, constant))
+
 
 class TestTrackJudge:
     @pytest.fixture

@@ -62,6 +62,11 @@ def test_planted_signal_is_learned(planted, pairing):  # noqa: F811
     assert result.metrics["valid_auprc"] > 0.8
 
 
+def test_a_short_run_is_looked_at_several_times(planted):  # noqa: F811
+    result = train_head(planted.store, planted.selection, TrainConfig(steps=8, **QUICK), "short")
+    assert [line["step"] for line in log_of(result.path) if "valid_auprc" in line] == [2, 4, 6, 8]
+
+
 def test_permuted_labels_cannot_be_learned(planted):  # noqa: F811
     config = TrainConfig(steps=80, validate_every=80, permute_labels=True, **QUICK)
     result = train_head(planted.store, planted.selection, config, "control")

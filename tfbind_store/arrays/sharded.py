@@ -46,6 +46,8 @@ _MISSING = 0
 _CODES = {state: code for code, state in enumerate(WindowState, start=1)}
 _STATES = {code: state for state, code in _CODES.items()}
 _OK = _CODES[WindowState.ok]
+EMBED_AGAIN = "run the command that embedded {name} again; finished shards are kept"
+ONLY_N = "choose loci with bases in their windows"
 
 
 def create_array(
@@ -356,17 +358,32 @@ class ShardedArray:
         if not 0 <= row < self.shape[0]:
             return MissingWindow(f"row {row} is not one of the array's {self.shape[0]}", where=where)
         shard_id, place = divmod(row // self.layout.window_rows, self.layout.windows_per_shard)
-        fix = f"run the command that embedded {self.layout.name} again; finished shards are kept"
+        fix = EMBED_AGAIN.format(name=self.layout.name)
         if shard_id in self.damaged:
             return MissingWindow(f"window {row} cannot be served: {self.damaged[shard_id].what}", where=where, fix=fix)
         receipt = self._receipts.get(shard_id)
         reason = receipt.reasons.get(place, "") if receipt else ""
         state = self.state(row)
-        what = {
-            WindowState.all_n: f"window {row} holds only N: there is nothing to embed",
-            WindowState.failed: f"window {row} failed: {reason}",
-        }.get(state, f"window {row} has not been embedded")
+        if state == WindowState.all_n:
+            return MissingWindow(f"window {row} holds only N: there is nothing to embed", where=where, fix=ONLY_N)
+        what = (
+            f"window {row} failed: {reason}" if state == WindowState.failed else f"window {row} has not been embedded"
+        )
         return MissingWindow(what, where=where, fix=fix)
+
+    def without(self, rows: Int64[np.ndarray, " n"], what: str) -> MissingWindow:
+        """Return the error of somebody who needs rows, some of which cannot be read.
+
+        Parameters
+        ----------
+        what
+            Says how many, and ends before the verb.
+        """
+        codes = self._codes[rows // self.layout.window_rows]
+        if (codes[codes != _OK] == _CODES[WindowState.all_n]).all():
+            return MissingWindow(f"{what} hold only N: there is nothing to embed", where=self.layout.name, fix=ONLY_N)
+        fix = EMBED_AGAIN.format(name=self.layout.name)
+        return MissingWindow(f"{what} are not embedded", where=self.layout.name, fix=fix)
 
     def let_go(self) -> None:
         """Unmap what was read: whoever passes over a whole genome once keeps no more of it than it works on."""

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import flask
 import jinja2
 from werkzeug.exceptions import HTTPException
-from werkzeug.serving import BaseWSGIServer, make_server
+from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from tfbind_store.browsing.locus_view import LocusViewer, Pair
 from tfbind_store.browsing.page_guard import require_own_host, require_own_site
@@ -36,6 +36,8 @@ from tfbind_store.store.folder import Store
 PAGES = (("/", "overview"), ("/sql", "SQL"), ("/locus", "locus"), ("/runs", "runs"))
 PAGE_ROWS, SQL_ROWS, CSV_ROWS = 100, 1000, 100_000
 SQL_SECONDS, SQL_MEMORY, SQL_AT_ONCE = 10, "1GB", 2
+QUERY_LETTERS = 16_000
+"""Of SQL in an address; servers read 64 kB of one, and a letter may take three bytes there."""
 FIRST_FLANK_BP = 2_000
 CELL_LETTERS = 160
 MAX_NUMBER = 10**9
@@ -128,7 +130,7 @@ class _Pages:
     def sql(self) -> tuple[str, int]:
         query = flask.request.args.get("q", "")
         views = [(view.name, [column[0] for column in view.columns]) for view in self.catalogue.views()]
-        known: dict[str, Any] = {"query": query, "views": views, "seconds": SQL_SECONDS}
+        known: dict[str, Any] = {"query": query, "views": views, "seconds": SQL_SECONDS, "letters": QUERY_LETTERS}
         if not query.strip():
             example = "SELECT factor, count(*) AS n FROM peaks GROUP BY factor ORDER BY n DESC LIMIT 20"
             return self._page("sql", "SQL", "SQL", **{**known, "query": query or example}), 200
@@ -317,6 +319,15 @@ def make_app(store: Store, *, host: str = "127.0.0.1", names: Sequence[str] = ()
     return app
 
 
+class _Requests(WSGIRequestHandler):
+    """Says what is wrong with a request that is none, or too long, in the three lines of any error."""
+
+    error_content_type = "text/plain;charset=utf-8"
+    error_message_format = "%(message)s\nwhere: the request\nfix: use the page's own forms; " + (
+        f"a query has {QUERY_LETTERS:,} letters at most\n"
+    )
+
+
 def serve(store: Store, *, host: str = "127.0.0.1", port: int = 8427, names: Sequence[str] = ()) -> BaseWSGIServer:
     """Return a server that listens; ``serve_forever`` answers until it is stopped.
 
@@ -329,7 +340,7 @@ def serve(store: Store, *, host: str = "127.0.0.1", port: int = 8427, names: Seq
     try:
         with socket.create_server((host, port), family=family) as listening:
             app = make_app(store, host=host, names=names)
-            return make_server(host, port, app, threaded=True, fd=listening.fileno())
+            return make_server(host, port, app, threaded=True, fd=listening.fileno(), request_handler=_Requests)
     except (OSError, OverflowError) as error:
         fix = "choose another --port, 0 takes any that is free"
         raise ConfigError(f"cannot listen at {host} port {port}: {error}", where="--port", fix=fix) from error

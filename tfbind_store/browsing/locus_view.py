@@ -30,6 +30,8 @@ from tfbind_store.store.folder import Store
 MAX_BINS = 4096
 MAX_BOXES = 2000
 KEPT_RUNS, KEPT_PAIRS = 4, 256
+UNITS = {"mse": "share", "tracks": "raw rate"}
+"""Of heads' numbers, by the loss that gave them their scale; the others' are logits."""
 
 
 class Pair(NamedTuple):
@@ -79,10 +81,8 @@ class LocusViewer:
         rows: list[LineRow | BoxRow] = []
         missing = np.zeros(0, dtype=bool)
         for name in runs:
-            edges, values = self._predicted(name, locus, pair)
-            rows.append(
-                LineRow(f"{name}: predicted binding of {pair.factor} in {pair.biotype}", edges, values, "logit")
-            )
+            edges, values, unit = self._predicted(name, locus, pair)
+            rows.append(LineRow(f"{name}: predicted binding of {pair.factor} in {pair.biotype}", edges, values, unit))
             missing = np.isnan(values) if not len(missing) else missing | np.isnan(values)
         own, others = self._measured(locus, pair)
         rows += [own, *others]
@@ -94,8 +94,8 @@ class LocusViewer:
 
     def _predicted(
         self, name: str, locus: Locus, pair: Pair
-    ) -> tuple[Float32[np.ndarray, " bins_plus_1"], Float32[np.ndarray, " bins"]]:
-        """Return the edges of a locus' bins and their logits, NaN where nothing is embedded."""
+    ) -> tuple[Float32[np.ndarray, " bins_plus_1"], Float32[np.ndarray, " bins"], str]:
+        """Return the edges of a locus' bins, their scores, NaN where nothing is embedded, and the scores' unit."""
         tiling, bin_bp = self.store.tiling, self.store.grid.bin_bp
         chrom = tiling.chrom_index[locus.chrom]
         first, last = (int(ends[0]) for ends in bins_of_loci(tiling, *(np.array([x]) for x in (chrom, *locus[1:]))))
@@ -112,7 +112,7 @@ class LocusViewer:
                     dna = BinReader(array, run.source.device)(bins[there])
                     cells = Cells(self.store, run, encoded.biotype_id)
                     values[there] = cells.logits(dna, encoded.pairs, bins[there])[:, 0].float().numpy()
-        return edges.astype(np.float32), values
+        return edges.astype(np.float32), values, UNITS.get(run.header.loss, "logit")
 
     def _run(self, name: str, pair: Pair) -> tuple[LoadedRun, EncodedPairs]:
         stamp = _stamp(self.store.run_dir(name) / HEAD_FILE)

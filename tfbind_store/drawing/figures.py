@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,12 +17,15 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 # Okabe and Ito's palette (2008), darkest first: distinct for colour-blind readers and in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 WIDTH_IN, HEIGHT_IN = 4.8, 3.9
 MOST_DOTS = 1500
+LETTERS_PER_INCH = 13
+"""Of the width of a figure, in the usual size."""
 Points = Sequence[tuple[float, float]]
 _RC: dict[Any, Any] = {
     "text.parse_math": False,  # names may hold dollars
@@ -63,11 +67,15 @@ def draw_rows(
 ) -> Picture:
     """Return a figure of axes below each other, one for each of `paints`, `row_in` inches high, or each its own."""
     heights = [row_in] * len(paints) if isinstance(row_in, float) else list(row_in)
-    with mpl.rc_context({**_RC, "svg.hashsalt": name}):
+    with mpl.rc_context({**_RC, "svg.hashsalt": name}), warnings.catch_warnings():
+        # the text stays text, and whoever shows it has more fonts
+        warnings.filterwarnings("ignore", message=r"Glyph \d+")
         figure = Figure(figsize=(width_in, sum(heights)), layout="constrained")
         grid = figure.add_gridspec(len(paints), 1, height_ratios=heights)
         for row, paint in enumerate(paints):
             paint(figure.add_subplot(grid[row]))
+        for text in figure.findobj(Text):
+            text.set_text(shortened(text.get_text(), int(width_in * LETTERS_PER_INCH)))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
@@ -77,6 +85,19 @@ def draw_rows(
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
     return Picture(name, _without_idle_ids(svg.strip()), caption)
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text without its middle where it is longer than `most` letters: names often differ at their ends.
+
+    Examples
+    --------
+    >>> shortened("chr1 and so on", 9), shortened("chr1", 9)
+    ('chr1…o on', 'chr1')
+    """
+    if len(text) <= most:
+        return text
+    return text[: most // 2] + "…" + text[len(text) - (most - 1) // 2 :]
 
 
 def _without_idle_ids(svg: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -185,13 +185,8 @@ class _Judge:
     def probability_is(self) -> str:
         """Where probabilities come from."""
         if self.calibration is None:
-            return f"the head's own, trained with {self._loss}"
+            return f"the head's own, trained with {self.run.header.loss}"
         return f"{self.calibration.method} on validation bins"
-
-    @property
-    def _loss(self) -> str:
-        loss: Mapping[str, Any] = self.run.header.train.get("loss", {})
-        return str(loss.get("kind", "bce"))
 
     @cached_property
     def _gc(self) -> Float32[np.ndarray, " bins"]:
@@ -302,7 +297,7 @@ class _Judge:
         self, group: Group, scores: Float32[np.ndarray, " k"], labels: Float32[np.ndarray, " k"]
     ) -> Float32[np.ndarray, " k"]:
         """Return what the model's scores mean, and note how right that is."""
-        own = probabilities(scores, self._loss)
+        own = probabilities(scores, self.run.header.loss)
         self.book.add_reliability(group.holdout, "own", reliability(labels, own))
         if self.calibration is None:
             return own

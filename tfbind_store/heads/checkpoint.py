@@ -55,6 +55,14 @@ class CheckpointHeader:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     """Step and validation scores at which these weights were taken."""
 
+    @property
+    def loss(self) -> str:
+        """The kind of loss that gave its scores their scale (``bce``, ``focal``, ``mse``); ``tracks`` if rates did."""
+        if "tracks" in self.train:
+            return "tracks"
+        loss = self.train.get("loss", {})
+        return str(loss.get("kind", "bce"))
+
 
 class Checkpoint(NamedTuple):
     """A head with its header."""

@@ -33,7 +33,7 @@ from tfbind_store.arrays.groups import write_group
 from tfbind_store.catalog.database import Catalog
 from tfbind_store.drawing.figures import COLOURS, Picture, draw_rows
 from tfbind_store.durable import publish
-from tfbind_store.errors import ConfigError, MissingWindow
+from tfbind_store.errors import ConfigError
 from tfbind_store.feeding.bins import BinReader
 from tfbind_store.heads.base import Intermediates
 from tfbind_store.loci import Locus
@@ -178,10 +178,10 @@ def _bins(
     chrom = tiling.chrom_index[locus.chrom]
     first, last = (int(end[0]) for end in bins_of_loci(tiling, *(np.array([x]) for x in (chrom, *locus[1:]))))
     bins = np.arange(first, last, dtype=np.int64)
-    there = store.array(run.arrays.windows).is_ok(bins // tiling.grid.n_bins)
+    array, windows = store.array(run.arrays.windows), bins // tiling.grid.n_bins
+    there = array.is_ok(windows)
     if not there.all():
-        what = f"{int((~there).sum()):,} of {len(bins):,} bins of {locus} are not embedded"
-        raise MissingWindow(what, where=run.arrays.windows, fix=f"embed them: tfbind embed {store.path} windows")
+        raise array.without(windows, f"{int((~there).sum()):,} of {len(bins):,} bins of {locus}")
     starts = (bins - int(tiling.first_window[chrom]) * tiling.grid.n_bins) * tiling.grid.bin_bp
     return bins, starts, np.minimum(starts + tiling.grid.bin_bp, tiling.lengths_bp[chrom])
 

@@ -62,8 +62,8 @@ def score_probabilities(
     truth, said = labels[known] > 0.5, np.asarray(probability)[known]
     if not len(truth):
         return ProbabilityScores(float("nan"), float("nan"), float("nan"))
-    off = np.where(truth, 1 - said, said)
-    brier = float(np.mean(np.square(off, dtype=np.float64)))
+    off = truth - said.astype(np.float64)
+    brier = float(np.mean(np.square(off)))
     found = reliability(labels, probability)
     gaps = np.abs(found.n_bound - found.predicted).sum() / found.n.sum()
     return ProbabilityScores(brier, float(np.mean((said >= cutoff) == truth)), float(gaps))

@@ -102,7 +102,8 @@ def pearson(x: Float64[np.ndarray, " k"], y: Float64[np.ndarray, " k"]) -> float
     >>> pearson(np.array([1.0, 2, 3]), np.array([2.0, 4, 6]))
     1.0
     """
-    if len(x) < 2:
+    # the mean of equal numbers need not be that number, so that they would seem to vary
+    if len(x) < 2 or x.min() == x.max() or y.min() == y.max():
         return float("nan")
     dx, dy = x - x.mean(), y - y.mean()
     scale = np.sqrt((dx @ dx) * (dy @ dy))

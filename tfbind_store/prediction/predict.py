@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from tfbind_store import freed_memory
 from tfbind_store.catalog.database import Catalog
-from tfbind_store.errors import ConfigError, MissingWindow
+from tfbind_store.errors import ConfigError
 from tfbind_store.feeding.bins import BinReader
 from tfbind_store.ingest.loci import read_loci
 from tfbind_store.loci import Locus
@@ -182,11 +182,10 @@ def _windows(
         n_bins = tiling.grid.n_bins
         touched = [np.arange(a // n_bins, (b - 1) // n_bins + 1) for a, b in zip(first, last, strict=True)]
         asked = np.intersect1d(asked, np.unique(np.concatenate(touched)))
-    is_ok = store.array(run.arrays.windows).is_ok(asked)
+    array = store.array(run.arrays.windows)
+    is_ok = array.is_ok(asked)
     if not is_ok.any():
-        what = f"none of the {len(asked):,} windows is embedded"
-        fix = f"embed them: tfbind embed {store.path} windows"
-        raise MissingWindow(what, where=run.arrays.windows, fix=fix)
+        raise array.without(asked, f"all {len(asked):,} windows")
     return asked[is_ok], int((~is_ok).sum())
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tfbind_store.arrays.sharded import ShardedArray
-from tfbind_store.errors import CheckpointError, ConfigError, MissingWindow
+from tfbind_store.errors import CheckpointError, ConfigError
 from tfbind_store.feeding.bins import BinReader
 from tfbind_store.feeding.feed import PairSource
 from tfbind_store.heads.checkpoint import is_checkpoint, load_checkpoint
@@ -225,8 +225,7 @@ def _windows(store: Store, array: Any, chroms: Sequence[str]) -> tuple[Int64[np.
     asked = np.concatenate([np.arange(*tiling.first_window[n : n + 2]) for n in numbers]).astype(np.int64)
     is_ok = array.is_ok(asked)
     if not is_ok.any():
-        fix = f"embed them: tfbind embed {store.path} windows"
-        raise MissingWindow(f"none of the {len(asked):,} windows is embedded", where=array.layout.name, fix=fix)
+        raise array.without(asked, f"all {len(asked):,} windows")
     return asked[is_ok], int((~is_ok).sum())
 
 

@@ -64,8 +64,8 @@ class TrainConfig:
     """Draw factors, or biotypes, equally often, however many experiments or rows they have."""
     loss: LossConfig = field(default_factory=LossConfig)
     """What is made small."""
-    validate_every: int = 500
-    """Steps between looks at the validation part."""
+    validate_every: int | None = None
+    """Steps between looks at the validation part; None looks every 500 steps, four times in a shorter run."""
     patience: int = 0
     """Stop after so many looks without a better one; 0 never stops early."""
     save_every: int = 200
@@ -91,7 +91,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         sizes = (self.bins_per_step, self.pairs_per_step, self.batch_rows, self.accumulate)
-        if min(self.steps, self.validate_every, self.save_every, *sizes) < 1:
+        if min(self.steps, self.look_every, self.save_every, *sizes) < 1:
             raise ConfigError("steps, sizes, validate_every and save_every must be at least 1", where="train")
         if not 0 <= self.average < 1 or self.clip < 0 or self.weight_decay < 0:
             raise ConfigError("average in [0, 1), clip and weight_decay of at least 0 are needed", where="train")
@@ -101,3 +101,16 @@ class TrainConfig:
             raise ConfigError("both_strands needs pairing = rows", where="train")
         if self.permute_labels and self.pairing != "dense":
             raise ConfigError("permute_labels needs pairing = dense", where="train")
+
+    @property
+    def look_every(self) -> int:
+        """Return the steps between looks at the validation part.
+
+        Examples
+        --------
+        >>> TrainConfig(steps=100).look_every, TrainConfig(steps=9_000).look_every
+        (25, 500)
+        """
+        if self.validate_every is not None:
+            return self.validate_every
+        return max(1, min(500, self.steps // 4))

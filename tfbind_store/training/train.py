@@ -250,7 +250,7 @@ class TrainingRun:
                 bar.update()
                 self._after_step()
         if self.processes.is_first:
-            if self.state.step % self.config.validate_every or not self.folder.head.exists():
+            if self.state.step % self.config.look_every or not self.folder.head.exists():
                 self.look()
             self.folder.state.unlink(missing_ok=True)
         self.processes.wait()
@@ -258,7 +258,7 @@ class TrainingRun:
     def _after_step(self) -> None:
         if not self.processes.is_first:
             return
-        if self.state.step % self.config.validate_every == 0:
+        if self.state.step % self.config.look_every == 0:
             self.look()
         if self.state.step % self.config.save_every == 0:
             self.save_state()
