@@ -70,6 +70,9 @@ SPLITS = ("train", "valid", "test")
     type=int,
     help="Negatives keep this far from peaks; of several bins the middle one does.  [default: 512]",
 )
+@click.option(
+    "--windows", metavar="LIST", help="Arrays that will be read, embedded or not yet: only their trunks are looked at."
+)
 @click.option("--signals", metavar="NAME", help="Imported signals, such as ATAC by biotype, as a further input.")
 @click.option("--seed", type=int, help="Decides every draw.  [default: 0]")
 @click.option("--config", type=click.Path(path_type=Path), help="TOML with any of these and more.")
@@ -104,6 +107,7 @@ def select(
     identity: float | None,
     allow_leak: tuple[str, ...],
     balance: str | None,
+    windows: str | None,
     config: Path | None,
     settings: tuple[str, ...],
     overwrite: bool,
@@ -156,6 +160,7 @@ def select(
         "negatives": listed(negatives),
         "allow_leaks": list(allow_leak),
         "balance": listed(balance),
+        "windows": listed(windows),
         "split": {key: value for key, value in split.items() if value not in (None, [], {})},
     }
     chosen = configured(SelectionConfig, config, given, settings)

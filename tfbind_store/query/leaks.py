@@ -122,6 +122,12 @@ def trunk_leaks(
     return leaks
 
 
+def is_of_trunk(leak: Mapping[str, Any], name: str) -> bool:
+    """Return whether a leak, as a selection keeps it, is what the trunk of this name has seen."""
+    shared = str(leak["shared"])
+    return leak["kind"] == "trunk" and (shared.endswith(f" of {name}") or shared.startswith(f"places of {name} ("))
+
+
 def place_leaks(
     tiling: Tiling,
     training: tuple[Int64[np.ndarray, " a"], Int64[np.ndarray, " a"]],
@@ -211,7 +217,7 @@ def _fix(leak: Leak) -> str:
     if leak.kind in ("window", "receptive_field"):
         return f"leave those training rows out: --overlap drop, {allow}"
     if leak.kind == "trunk":
-        return f"train a trunk that has not seen them: tfbind pretrain, {allow}"
+        return f"name the array that will be read, embedded or not: --windows NAME (tfbind pretrain makes one), {allow}"
     return f"hold those out too, {allow}"
 
 

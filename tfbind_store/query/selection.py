@@ -83,6 +83,9 @@ class SelectionConfig:
     """Kinds of leaks that are accepted, and of kinship that holding out shall not follow; recorded in the selection."""
     signals: str = ""
     """Array of signals, such as accessibility by biotype, that training and evaluation give beside the embeddings."""
+    windows: tuple[str, ...] = ()
+    """Arrays of windows that will be read, embedded or not yet: what their trunks have seen is looked at; all if empty.
+    Training looks at those of its own array in any case."""
     seed: int = 0
     """Decides every draw."""
 
@@ -159,6 +162,7 @@ def make_selection(
         kinship = load_kinship(store, catalog, config.split.identity)
         known_trunks = trunks.read_trunks(store, catalog)
         own = trunks.trunk_named(known_trunks, config.split.trunk) if config.split.trunk else None
+        looked_at = trunks.looked_at(known_trunks, config.windows)
         parts = splits.resolve(
             config.split,
             tiling=store.tiling,
@@ -174,10 +178,10 @@ def make_selection(
         built = rows.build(evidence, chosen.anchors, chosen.unbound, parts, choices)
         built = row_leaks.without_overlap(evidence, built) if config.split.overlap == "drop" else built
         _require_rows(built, name)
-        found = row_leaks.find_row_leaks(store, evidence, built.rows, parts.n_folds, kinship, known_trunks)
+        found = row_leaks.find_row_leaks(store, evidence, built.rows, parts.n_folds, kinship, looked_at.trunks)
         leaks.refuse(found, config.allow_leaks, where=f"selection {name}")
         biotypes = chosen.experiments["biotype"].tolist()
-        notes = [*chosen.notes, *trunks.silent_notes(known_trunks)]
+        notes = [*chosen.notes, *looked_at.notes, *trunks.silent_notes(looked_at.trunks)]
         info = {
             **_origin(store, catalog, name, config, chosen.sql),
             **describe.describe(
@@ -375,21 +379,40 @@ class Selection:
             fix = "select again and leave training some chromosomes, factors and biotypes"
             raise SelectionError("the selection has no training rows", where=f"selection {self.name}", fix=fix)
 
+    def leaks_to(self, array: str) -> list[Mapping[str, Any]]:
+        """Return what leaks to a model that reads an array.
+
+        What the selection names, but for other arrays' trunks, and what the array's own has seen if it came later.
+        """
+        others = [name for name in self.store.array_names() if name != array]
+        named = [leak for leak in self.info["leaks"] if not any(leaks.is_of_trunk(leak, other) for other in others)]
+        return [*named, *(leak._asdict() for leak in self.trunk_leaks(array))]
+
     def trunk_leaks(self, array: str) -> list[leaks.Leak]:
         """Return what the trunk of an array has seen of what is held out, where the selection does not say so itself.
 
-        The array may have come after the selection was made. Of a chromosome that the split divides nothing is said.
+        The array may have come after the selection was made, or not be one that it was made for. An array that does not
+        say what its trunk was trained on is judged by the trunks that were imported. Of a chromosome that the split
+        divides nothing is said.
         """
-        card = self.store.array(array).spec.identity.get("trained_on")
-        if not isinstance(card, Mapping):
-            return []
         own = self.trained_on
         unseen = {key: [name for name in names if name not in own[key]] for key, names in self.held_out.items()}
         with self.store.reader() as catalog:
             kinship = load_kinship(self.store, catalog, self.config.split.identity)
-        found = leaks.trunk_leaks(unseen, card, name=array, kinship=kinship, fold=self.fold)
+            concerned = trunks.looked_at(trunks.read_trunks(self.store, catalog), (array,)).trunks
+        knows_places = any(trunk.loci is not None for trunk in concerned)
+        bins = self._unseen_bins() if knows_places else np.empty(0, dtype=np.int64)
+        found = trunks.find_trunk_leaks(self.store, concerned, unseen, bins, kinship, fold=self.fold)
         said = {(leak["kind"], leak["shared"], leak["fold"]) for leak in self.info["leaks"]}
         return [leak for leak in found if (leak.kind, leak.shared, leak.fold) not in said]
+
+    def _unseen_bins(self) -> Int64[np.ndarray, " n"]:
+        """Return the middle bins of rows whose place is held out."""
+        rows = self.columns(names=("window", "bin", "n_bins", "holdout"))
+        at = rows["window"].astype(np.int64) * self.store.grid.n_bins + rows["bin"] + rows["n_bins"] // 2
+        unseen_places = [name for code, name in enumerate(splits.HOLDOUTS) if code & 1]
+        held: Int64[np.ndarray, " n"] = at[np.isin(rows["holdout"], unseen_places)]
+        return held
 
     def require_unseen_by(self, array: str) -> None:
         """Refuse an array whose trunk has seen what is held out.

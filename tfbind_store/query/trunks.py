@@ -33,6 +33,8 @@ class Trunk(NamedTuple):
     """Names by ``factors``, ``biotypes``, ``chromosomes``; None where it says nothing."""
     loci: Columns | None
     """Its own split of the genome, where that was imported."""
+    array: bool
+    """Whether an array was embedded by it, rather than a table imported."""
 
 
 def read_trunks(store: Store, catalog: Catalog) -> list[Trunk]:
@@ -43,10 +45,37 @@ def read_trunks(store: Store, catalog: Catalog) -> list[Trunk]:
         if name.startswith(store.array_name_for("windows", "x").removesuffix("x")):
             card = read_layout(store.array_path(name), store.path / "receipts", name=name).spec.identity
             trained_on = card.get("trained_on")
-            found.append(Trunk(name, trained_on if isinstance(trained_on, Mapping) else None, None))
+            found.append(Trunk(name, trained_on if isinstance(trained_on, Mapping) else None, None, True))
     for name, trained_on in reads.imported_trunks(catalog).items():
-        found.append(Trunk(name, trained_on, reads.loci(catalog, name) if name in sets else None))
+        found.append(Trunk(name, trained_on, reads.loci(catalog, name) if name in sets else None, False))
     return found
+
+
+class LookedAt(NamedTuple):
+    """The trunks whose training matters to who reads some arrays."""
+
+    trunks: list[Trunk]
+    notes: list[str]
+
+
+def looked_at(known: Sequence[Trunk], arrays: Sequence[str]) -> LookedAt:
+    """Return the trunks behind arrays, all of a store if none is named.
+
+    Imported trunks are of no array in particular: they count where one does not say itself what it was trained on.
+
+    Parameters
+    ----------
+    arrays
+        Names with or without their folder; some may not be embedded yet.
+    """
+    if not arrays:
+        return LookedAt(list(known), [])
+    found = [trunk for trunk in known if trunk.array and {trunk.name, trunk.name.rpartition("/")[2]} & set(arrays)]
+    there = {name for trunk in found for name in (trunk.name, trunk.name.rpartition("/")[2])}
+    notes = [f"{name} is not embedded yet: training looks at its trunk" for name in arrays if name not in there]
+    if any(trunk.trained_on is None for trunk in found):
+        found += [trunk for trunk in known if not trunk.array]
+    return LookedAt(found, notes)
 
 
 def trunk_named(trunks: Sequence[Trunk], name: str) -> Trunk:

@@ -351,10 +351,7 @@ class TrainingRun:
 
     @cached_property
     def _leaks(self) -> list[Mapping[str, Any]]:
-        """Those that the selection names, and what the trunk of this run's array has seen."""
-        material = self.material
-        found = material.selection.trunk_leaks(material.arrays.windows)
-        return [*material.selection.info["leaks"], *(leak._asdict() for leak in found)]
+        return self.material.selection.leaks_to(self.material.arrays.windows)
 
     def _header(self, looked: Mapping[str, float]) -> CheckpointHeader:
         material, store = self.material, self.material.store
