@@ -38,6 +38,22 @@ class TestProduct:
         for mine, its in zip(gradients(product, x, weight), gradients(F.linear, x, weight), strict=True):
             torch.testing.assert_close(mine, its)
 
+    @pytest.mark.parametrize("kind", ["repeated rows", "repeated columns", "every other column", "some rows"])
+    def test_views_are_read_by_their_strides(self, kind):
+        """The operator is handed transposed views as they are, to save a copy of each."""
+        torch.manual_seed(0)
+        whole = torch.randn(64, 96)
+        x = {
+            "repeated rows": whole[:1, :48].expand(32, 48), "repeated columns": whole[:32, :1].expand(32, 48),
+            "every other column": whole[:32, ::2], "some rows": whole[10:42, :48],
+        }[kind]  # fmt: skip
+        weight, bias = torch.randn(40, 48, requires_grad=True), torch.randn(40, requires_grad=True)
+        upstream = torch.randn(1, 40).expand(32, 40)
+        found = torch.autograd.grad(product(x, weight, bias), (weight, bias), upstream)
+        expected = torch.autograd.grad(F.linear(x, weight, bias), (weight, bias), upstream)
+        for mine, its in zip(found, expected, strict=True):
+            torch.testing.assert_close(mine, its)
+
     def test_a_frozen_weight_gets_no_gradient(self):
         layer = Linear(5, 7).requires_grad_(False)
         x = torch.randn(3, 5, requires_grad=True)

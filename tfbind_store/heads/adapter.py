@@ -24,7 +24,7 @@ from tfbind_store.batch import Batch
 from tfbind_store.errors import ConfigError
 from tfbind_store.heads.base import Geometry, Head, HeadConfig, Intermediates, Pairs, register, strongest
 from tfbind_store.heads.blocks import MIN_TEMPERATURE, FeedForward, Filip, FiLM, Hypergrid, QueryPool, TokenAttention
-from tfbind_store.heads.products import Linear
+from tfbind_store.heads.products import Linear, product
 from tfbind_store.heads.signal import SignalEncoder
 
 
@@ -170,18 +170,33 @@ class Adapter(Head):
         """Return the logits of bins with pairs."""
         rest = list(pairs)
         logits = self.logit_bias + rest.pop(0).float().unsqueeze(1)
-        if self.options.tower_dim:
+        tower, projected = self._read(dna)
+        if tower is not None:
             vectors = rest.pop(0)
             scale = self.options.tower_dim**-0.5
-            logits = logits + (self.tower_dna(dna) @ vectors.transpose(1, 2)).float() * scale
+            logits = logits + (tower @ vectors.transpose(1, 2)).float() * scale
         if self.options.filip_heads:
             units, weights = rest[:2]
-            bins = dna.unsqueeze(2)
-            for block in self.blocks:
-                bins = block(bins, block.project(rest[2]))
-            met = self.filip(bins, units) * rearrange(weights.float(), "g p h -> g h () p")
+            if projected is None:
+                bins = dna.unsqueeze(2)
+                for block in self.blocks:
+                    bins = block(bins, block.project(rest[2]))
+                projected = self.filip.from_dna(bins)
+            met = self.filip.meet(projected, units) * rearrange(weights.float(), "g p h -> g h () p")
             logits = logits + met.sum(1)
         return logits.expand(-1, dna.shape[1], -1)
+
+    def _read(self, dna: Float[Tensor, "g n w"]) -> tuple[Tensor | None, Tensor | None]:
+        """Return what the tower and FILIP read of bins; None of a part that is left out, or reads something else."""
+        options = self.options
+        parts = [self.tower_dna] if options.tower_dim else []
+        parts += [self.filip.from_dna] if options.filip_heads and not self.blocks else []
+        if len(parts) < 2:
+            return (self.tower_dna(dna) if options.tower_dim else None), None
+        # one product for both: a step of a few windows spends as long on starting products as on making them
+        weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
+        tower, projected = product(dna, weight, bias).split([part.out_features for part in parts], dim=-1)
+        return tower, projected.unsqueeze(2)
 
     def intermediates(self, batch: Batch[Tensor]) -> Intermediates:
         """Return the logits and what led to them; without FILIP there are only the weights of the residues."""

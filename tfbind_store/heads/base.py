@@ -105,7 +105,7 @@ class Standardise(nn.Module):
 
     def forward(self, x: Float[Tensor, "*shape dim"]) -> Float[Tensor, "*shape dim"]:
         """Return the standardised values in fp32."""
-        return (x.float() - self.mean) * self.inverse_std
+        return torch.addcmul(-self.mean * self.inverse_std, x.float(), self.inverse_std)  # one pass over x
 
 
 @dataclass(frozen=True, kw_only=True)

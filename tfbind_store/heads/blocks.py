@@ -54,7 +54,7 @@ class QueryPool(nn.Module):
 
     def weights(self, residues: Float[Tensor, "f l e"], mask: Bool[Tensor, "f l"]) -> Float[Tensor, "f k l"]:
         """Return how much of each residue a token takes; they add up to 1 over the real ones."""
-        similarity = torch.einsum("fle,ke->fkl", residues, self.queries).float()
+        similarity = F.linear(residues, self.queries).float().transpose(1, 2)
         return similarity.masked_fill(~mask.unsqueeze(1), torch.finfo(similarity.dtype).min).softmax(-1)
 
 
@@ -241,7 +241,16 @@ class Filip(nn.Module):
 
         In training each token is left out with probability `dropout`; the null token never is.
         """
-        bins = self._project_bins(dna)
+        return self.meet(self.from_dna(dna), tokens, mask)
+
+    def meet(
+        self,
+        projected: Float[Tensor, "g n q hv"],
+        tokens: Float[Tensor, "g p h k v"],
+        mask: Bool[Tensor, "g p k"] | None = None,
+    ) -> Float[Tensor, "g h n p"]:
+        """Return the same of bins that `from_dna` has already read."""
+        bins = self._unit(projected)
         if self.training and self.dropout:
             kept = torch.rand(*tokens.shape[:2], tokens.shape[3], device=tokens.device) >= self.dropout
             mask = kept if mask is None else mask & kept
@@ -253,19 +262,20 @@ class Filip(nn.Module):
         self, dna: Float[Tensor, "g n q w"], tokens: Float[Tensor, "g p h k v"]
     ) -> Float[Tensor, "g p h n k_plus"]:
         """Return what is pooled: the cosine of each bin with the null token, which comes first, and with each token."""
-        bins = rearrange(self._project_bins(dna), "g h n q v -> g q h n v").expand(-1, tokens.shape[1], -1, -1, -1)
+        units = self._unit(self.from_dna(dna))
+        bins = rearrange(units, "g h n q v -> g q h n v").expand(-1, tokens.shape[1], -1, -1, -1)
         nothing = torch.einsum("gphnv,hv->gphn", bins, F.normalize(self.null.float(), dim=-1))
         return torch.cat([nothing.unsqueeze(-1), bins @ tokens.transpose(-1, -2)], dim=-1)
 
-    def _project_bins(self, dna: Float[Tensor, "g n q w"]) -> Float[Tensor, "g h n q v"]:
-        split = rearrange(self.from_dna(dna), "g n q (h v) -> g h n q v", h=self.heads)
+    def _unit(self, projected: Float[Tensor, "g n q hv"]) -> Float[Tensor, "g h n q v"]:
+        split = rearrange(projected, "g n q (h v) -> g h n q v", h=self.heads)
         return F.normalize(split.float(), dim=-1)
 
     def _pooled(
         self, bins: Float[Tensor, "g h n q v"], tokens: Float[Tensor, "g p h k v"], mask: Bool[Tensor, "g p k"] | None
     ) -> Float[Tensor, "g h n p"]:
-        bins = bins / self.temperature  # here, not on the much larger similarities
-        nothing = torch.einsum("ghnqv,hv->ghnq", bins, F.normalize(self.null.float(), dim=-1))
+        tokens = tokens / self.temperature  # here, not on bins or similarities, of which there are more
+        nothing = torch.einsum("ghnqv,hv->ghnq", bins, F.normalize(self.null.float(), dim=-1) / self.temperature)
         n_tokens, axis = tokens.shape[3], -1
         if bins.shape[3] == 1:  # one product for all pairs and tokens, pairs last: sums over tokens add whole rows
             flat = rearrange(tokens, "g p h k v -> g h v (k p)")
