@@ -90,12 +90,12 @@ class Adapter(Head):
         self.film = FiLM(width, context_dim=geometry.context_dim) if config.film else None
         self.token_summary = nn.Linear(width, config.summary_dim)
         self.summary = nn.Sequential(
-            nn.Linear(flat + geometry.context_dim, 2 * width), nn.GELU(), nn.Dropout(config.dropout)
+            nn.Linear(flat + geometry.context_dim, width), nn.GELU(), nn.Dropout(config.dropout)
         )
-        self.pair_bias = nn.Linear(2 * width, 1)
+        self.pair_bias = nn.Linear(width, 1)
         if config.tower_dim:
             self.tower_dna = Linear(width, config.tower_dim)
-            self.tower_pair = nn.Linear(2 * width, config.tower_dim)
+            self.tower_pair = nn.Linear(width, config.tower_dim)
         if config.filip_heads:
             self._build_filip(config, geometry)
 
@@ -121,7 +121,7 @@ class Adapter(Head):
         self.grid = Hypergrid(config.filip_heads, context_dim=geometry.context_dim) if config.hypergrid else None
         # cosines are small: heads start with a weight at which their sum spans a few logits
         self.head_weights = nn.Parameter(torch.randn(config.filip_heads) * 4 * config.filip_heads**-0.5)
-        self.head_gamma = nn.Linear(2 * config.width, config.filip_heads)
+        self.head_gamma = nn.Linear(config.width, config.filip_heads)
         nn.init.zeros_(self.head_gamma.weight)
         nn.init.zeros_(self.head_gamma.bias)
 
