@@ -21,6 +21,7 @@ class Optimizer:
 @dataclass(frozen=True, kw_only=True)
 class Run:
     steps: int = 100
+    seed: int = 0
     name: str = "run"
     compile: bool = False
     seeds: tuple[int, ...] = (0, 1)
@@ -66,6 +67,11 @@ def test_a_missing_value_is_named() -> None:
         {"optimizer": {"schedule": "linear"}},
         {"optimizer": 3},
         {"clip": "none"},
+        {"clip": float("nan")},
+        {"optimizer": {"lr": float("inf")}},
+        {"optimizer": {"lr": 10**400}},
+        {"seed": -1},
+        {"seed": 2**31},
     ],
 )
 def test_wrong_type_is_refused(values: dict[str, object]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -19,6 +20,8 @@ from typing import Any, TypeVar
 from tfbind_store.errors import ConfigError
 
 ConfigT = TypeVar("ConfigT")
+MAX_SEED = 2**31 - 1
+"""What numpy's and torch's generators all take, steps and processes counted in beside it."""
 
 
 def from_mapping(cls: type[ConfigT], values: Mapping[str, Any], *, where: str) -> ConfigT:
@@ -27,7 +30,8 @@ def from_mapping(cls: type[ConfigT], values: Mapping[str, Any], *, where: str) -
     Raises
     ------
     ConfigError
-        On an unknown key (with the nearest known one), a value of another type, or one that is missing.
+        On an unknown key (with the nearest known one), a value of another type, a number that is none, a seed out of
+        range, or a value that is missing.
     """
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
@@ -38,6 +42,8 @@ def from_mapping(cls: type[ConfigT], values: Mapping[str, Any], *, where: str) -
             fix = f"did you mean {close[0]}?" if close else f"known keys: {', '.join(sorted(fields))}"
             raise ConfigError(f"unknown key {key!r}", where=where, fix=fix)
         ready[key] = _convert(value, hints[key], where=f"{where}: {key}")
+        if key == "seed" and isinstance(ready[key], int) and not 0 <= ready[key] <= MAX_SEED:
+            raise ConfigError(f"seed is {value}, must be from 0 to {MAX_SEED:,}", where=where)
     for key, field in fields.items():
         has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
         if key not in ready and not has_default:
@@ -126,6 +132,16 @@ def _toml_value(value: Any) -> str:
     raise ConfigError(f"cannot be written as TOML: {value!r}", where="config")
 
 
+def _finite(value: int | float, *, where: str) -> float:
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise ConfigError(f"{str(value)[:40]} is no finite number", where=where)
+    return number
+
+
 def _convert(value: Any, hint: Any, *, where: str) -> Any:
     """Return `value` as the annotated type `hint`, or refuse it."""
     origin = typing.get_origin(hint)
@@ -163,7 +179,7 @@ def _convert(value: Any, hint: Any, *, where: str) -> Any:
     elif hint is Path and isinstance(value, str | Path):
         return Path(value)
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        return _finite(value, where=where)
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     raise ConfigError(f"{value!r} is not of type {getattr(hint, '__name__', hint)}", where=where)

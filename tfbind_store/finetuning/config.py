@@ -72,6 +72,8 @@ class FinetuneConfig:
             raise ConfigError("steps and sizes must be at least 1, shift_bp at least 0", where="finetune")
         if min(self.lr, self.trunk_lr, self.protein_lr) <= 0 or not 0 <= self.trunk_dropout < 1:
             raise ConfigError("learning rates must be above 0, trunk_dropout in [0, 1)", where="finetune")
+        if not 0 <= self.warmup < 1 or min(self.weight_decay, self.clip) < 0:
+            raise ConfigError("warmup in [0, 1), weight_decay and clip of at least 0 are needed", where="finetune")
         if self.proteins != "none" and not self.protein_options:
             fix = "--set protein_options.checkpoint=PLACE"
             raise ConfigError("the protein encoder is not named", where="finetune: protein_options", fix=fix)

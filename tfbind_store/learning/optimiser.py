@@ -93,7 +93,7 @@ def _scales(names: list[str], patterns: Mapping[str, Any]) -> dict[str, float]:
     scales = dict.fromkeys(names, 1.0)
     for pattern, scale in patterns.items():
         fitting = fnmatch.filter(names, pattern)
-        if not fitting or not isinstance(scale, int | float) or scale < 0:
+        if not fitting or not isinstance(scale, int | float) or not 0 <= scale < float("inf"):
             close = near_miss(pattern, names)
             fix = f"did you mean {close}?" if close else f"parameters: {', '.join(names[:8])}, …"
             what = f"lr_scale {pattern!r} = {scale!r} fits no parameter, or is no factor"

@@ -114,6 +114,11 @@ class PretrainConfig:
             )
         if not all(0 <= share < 1 for share in (self.output_dropout, self.average, self.mutation)):
             raise ConfigError("output_dropout, average and mutation must be in [0, 1)", where="pretrain")
+        if min(self.weight_decay, self.clip, self.validate_every) < 0 or self.save_every < 1:
+            what = "weight_decay, clip and validate_every of at least 0 and save_every of at least 1 are needed"
+            raise ConfigError(what, where="pretrain")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ConfigError(f"minutes is {self.minutes}, must be above 0", where="pretrain")
         if self.quarter_loss < 0 or (self.quarter_loss and self.kind != "convnet"):
             what = f"quarter_loss is {self.quarter_loss}, must be 0 or more, and 0 for an Enformer"
             raise ConfigError(what, where="pretrain", fix="--set kind=convnet, or --set quarter_loss=0")

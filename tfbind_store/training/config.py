@@ -97,6 +97,8 @@ class TrainConfig:
             raise ConfigError("average in [0, 1), clip and weight_decay of at least 0 are needed", where="train")
         if not 0 <= self.bound_share <= 1 or not 0 <= self.warmup < 1 or self.lr <= 0:
             raise ConfigError("bound_share in [0, 1], warmup in [0, 1) and lr above 0 are needed", where="train")
+        if self.minutes is not None and self.minutes <= 0:
+            raise ConfigError(f"minutes is {self.minutes}, must be above 0", where="train")
         if self.both_strands and self.pairing != "rows":
             raise ConfigError("both_strands needs pairing = rows", where="train")
         if self.permute_labels and self.pairing != "dense":
