@@ -47,7 +47,7 @@ class TrackSteps:
 
     def __post_init__(self) -> None:
         if min(self.windows, self.pieces, self.tracks) < 1 or not self.lr > 0 or min(self.weight_decay, self.clip) < 0:
-            what = "windows, tracks and micro-batches of a step are 1 or more, lr above 0, weight_decay and clip 0 or more"
+            what = "windows and tracks of a step and micro-batches are 1 or more, lr above 0, the rest not negative"
             raise ConfigError(what, where="tracks")
 
 
