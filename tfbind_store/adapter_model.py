@@ -394,7 +394,7 @@ class AdapterModel(nn.Module):
             assert self.proteins is not None, "refused above"
             return self.proteins(aa, device)
         mask = torch.ones(aa_embed.shape[:2], dtype=torch.bool, device=device) if aa_mask is None else aa_mask.bool()
-        return aa_embed, mask
+        return aa_embed.masked_fill(~mask.unsqueeze(-1), 0.0), mask  # padding may hold anything
 
     def _context(self, vectors: Tensor | None, texts: Any, device: torch.device) -> Float[Tensor, "b t"]:
         require_sound(

@@ -202,6 +202,35 @@ def test_a_stopped_run_ends_with_the_same_bytes(world, monkeypatch, kill_at):
     assert not (again.trunk / "state.safetensors").exists()
 
 
+@pytest.mark.parametrize("last_done", ["save_trunk", "save_checkpoint"])
+def test_a_run_stopped_while_it_publishes_goes_on(world, monkeypatch, last_done):
+    """Its own trunk, or run, lies there already, and is no reason to refuse it."""
+    name, real = f"published-{last_done}", getattr(finetune, last_done)
+
+    def then_dying(*arguments, **choices):
+        real(*arguments, **choices)
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, last_done, then_dying)
+        with pytest.raises(_Killed):
+            tune(world, name)
+    assert (world[0].path / f"trunk-{name}" / "model.safetensors").exists()
+    assert tune(world, name).was_resumed
+    with pytest.raises(StoreExists, match="a trunk or a run"):
+        tune(world, name)
+
+
+def test_a_stopped_run_does_not_replace_another_of_its_name(world, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune._Tuner, "publish", lambda *_: (_ for _ in ()).throw(_Killed()))
+        with pytest.raises(_Killed):
+            tune(world, "meanwhile")
+    shutil.copytree(world[0].run_dir("base"), world[0].run_dir("meanwhile"))
+    with pytest.raises(StoreExists, match="a trunk or a run"):
+        tune(world, "meanwhile")
+
+
 class TestRefusals:
     def test_another_trunk_is_refused_with_the_field(self, world, tmp_path):
         other = save_trunk(random_trunk(ARCHITECTURE, seed=1).model, tmp_path / "other", SEEN)

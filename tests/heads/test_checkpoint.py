@@ -82,6 +82,48 @@ def test_tensors_of_another_head_are_named(saved, change, said):
     assert said in caught.value.what
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"trained_on": None}, "trained_on"),
+        ({"trained_on": {"factors": 3}}, "trained_on"),
+        ({"trained_on": {"factors": [{}]}}, "trained_on"),
+        ({"trunk_trained_on": {"factors": "REB1"}}, "trunk_trained_on"),
+        ({"train": None}, "train"),
+        ({"train": {"loss": "bce"}}, r"train\.loss"),
+        ({"arrays": {"windows": {"name": 3, "fingerprint": "a"}}}, "arrays"),
+        ({"signals": {"name": []}}, "signals"),
+        ({"selection": {"leaks": {}}}, r"selection\.leaks"),
+        ({"zzz": 1}, "zzz"),
+    ],
+)
+def test_headers_that_hold_something_else_are_refused(saved, change, said):
+    with safetensors.safe_open(saved[0], framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    whole = json.loads(metadata["tfbind_head"])
+    whole["header"].update(change)
+    safetensors.torch.save_file(tensors, saved[0], {"tfbind_head": json.dumps(whole)})
+    with pytest.raises(CheckpointError, match=f"header cannot be read.*{said}"):
+        read_header(saved[0])
+
+
+def test_a_header_nested_too_deep_is_refused(saved):
+    deep = '{"format": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    safetensors.torch.save_file({"a": torch.zeros(1)}, saved[0], {"tfbind_head": deep})
+    with pytest.raises(CheckpointError, match="header cannot be read"):
+        read_header(saved[0])
+
+
+def test_a_file_cannot_ask_for_more_memory_than_it_holds(saved):
+    with safetensors.safe_open(saved[0], framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    whole = json.loads(metadata["tfbind_head"])
+    whole["header"]["geometry"]["dna_dim"] = 10**13
+    safetensors.torch.save_file(tensors, saved[0], {"tfbind_head": json.dumps(whole)})
+    with pytest.raises(CheckpointError, match=r"is \[.*must be \[.*10000000000000"):
+        load_checkpoint(saved[0])
+
+
 def test_absent_file_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no such checkpoint"):
         read_header(tmp_path / "head.safetensors")

@@ -32,7 +32,7 @@ from tfbind_store.finetuning.config import FinetuneConfig
 from tfbind_store.finetuning.feed import FinetuneFeed, ValidationWindows, WindowBatch, validation_windows
 from tfbind_store.finetuning.live_model import LiveProteins, LiveTrunk, require_trunk_of
 from tfbind_store.finetuning.modes import set_protein_mode, set_running, set_trunk_mode
-from tfbind_store.heads import cell_losses, save_checkpoint
+from tfbind_store.heads import cell_losses, read_header, save_checkpoint
 from tfbind_store.heads.signal import Signal
 from tfbind_store.learning.optimiser import adamw, clip, set_rate
 from tfbind_store.learning.passes import Place, endless
@@ -121,7 +121,7 @@ def finetune_run(
     """
     config, out = config or FinetuneConfig(), Path(out_dir)
     new_name = new_run or f"{run_name}-tuned"
-    _require_free(store, out, new_name, overwrite=overwrite)
+    _require_free(store, out, new_name, config, overwrite=overwrite)
     device = pick_device(config.device)
     run = load_run(store, run_name, device=device)
     selection = Selection.open(store, str(run.header.selection["name"]))
@@ -143,10 +143,14 @@ def finetune_run(
     )  # fmt: skip
 
 
-def _require_free(store: Store, out: Path, new_run: str, *, overwrite: bool) -> None:
+def _require_free(store: Store, out: Path, new_run: str, config: FinetuneConfig, *, overwrite: bool) -> None:
+    """Refuse to replace a trunk or a run, but for those of a run that was stopped while it published them."""
     fix = "choose another name, or --overwrite"
-    there = [out / name for name in WEIGHT_FILES if (out / name).exists()]
-    there += [path for path in [store.run_dir(new_run) / HEAD_FILE] if path.exists()]
+    is_stopped, head = (out / STATE_FILE).exists(), store.run_dir(new_run) / HEAD_FILE
+    there = [] if is_stopped else [out / name for name in WEIGHT_FILES if (out / name).exists()]
+    if head.exists():
+        is_own = is_stopped and read_header(head).train.get("finetune") == configs.to_mapping(config)
+        there += [] if is_own else [head]
     if there and not overwrite:
         raise StoreExists("there is a trunk or a run of this name already", where=str(there[0]), fix=fix)
 

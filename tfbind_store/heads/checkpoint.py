@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
+from tfbind_store.config import from_mapping
 from tfbind_store.errors import CheckpointError, ConfigError
 from tfbind_store.heads.base import Geometry, Head, make_head
 from tfbind_store.spec import canonical_json
@@ -134,9 +136,36 @@ def read_header(path: Path | str) -> CheckpointHeader:
         if said.get("format") != FORMAT or said.get("version") != VERSION:
             found = f"{said.get('format')!r} version {said.get('version')!r}"
             raise CheckpointError(f"format is {found}, this code reads {FORMAT!r} version {VERSION}", where=str(path))
-        return CheckpointHeader(**said["header"])
-    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        header = from_mapping(CheckpointHeader, said["header"], where="header")
+        _require_readable(header)
+        return header
+    except (AttributeError, KeyError, TypeError, RecursionError, json.JSONDecodeError) as error:
         raise CheckpointError(f"header cannot be read: {error}", where=str(path)) from error
+    except ConfigError as error:
+        raise CheckpointError(f"header cannot be read: {error.what} ({error.where})", where=str(path)) from error
+
+
+def _require_readable(header: CheckpointHeader) -> None:
+    """Refuse a header whose fields hold something else inside than they should; the file may come from anywhere."""
+    arrays: Mapping[str, Any] = header.arrays
+    fits = {
+        "arrays": all(
+            isinstance(array, Mapping) and all(isinstance(array.get(key), str) for key in ("name", "fingerprint"))
+            for array in arrays.values()
+        ),
+        "signals": all(isinstance(text, str) for text in header.signals.values()),
+        "trained_on": _are_names(header.trained_on),
+        "trunk_trained_on": header.trunk_trained_on is None or _are_names(header.trunk_trained_on),
+        "train.loss": isinstance(header.train.get("loss", {}), Mapping),
+        "selection.leaks": isinstance(header.selection.get("leaks", []), list),
+    }
+    for field_name, is_right in fits.items():
+        if not is_right:
+            raise ConfigError("something else than it should hold", where=f"header: {field_name}")
+
+
+def _are_names(by_kind: Mapping[str, Any]) -> bool:
+    return all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in by_kind.values())
 
 
 def load_checkpoint(path: Path | str, *, expected_arrays: Mapping[str, str] | None = None) -> Checkpoint:
@@ -164,9 +193,10 @@ def load_checkpoint(path: Path | str, *, expected_arrays: Mapping[str, str] | No
                 fix="use the store that the head was trained on, or train a head on this one",
             )
     try:
-        head = make_head(header.head, Geometry(**header.geometry), header.options)
-        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
-        _require_fit(head, tensors, where=str(path))
+        geometry, tensors = Geometry(**header.geometry), safetensors.torch.load_file(path)
+        with torch.device("meta"):  # a file cannot ask for more memory than it holds numbers
+            _require_fit(make_head(header.head, geometry, header.options), tensors, where=str(path))
+        head = make_head(header.head, geometry, header.options)
         head.load_state_dict(tensors)
     except (ConfigError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"weights do not fit head {header.head!r}: {error}", where=str(path)) from error
