@@ -107,7 +107,7 @@ def test_heads_know_no_store() -> None:
     for module, tree in MODULES.items():
         if module.split(".")[0] == "heads":
             used = {name.split(".")[1] for name in imports(tree) if name.startswith("tfbind_store.")}
-            assert used <= {"heads", "errors", "config", "spec", "batch", "processor"}, module
+            assert used <= {"heads", "errors", "config", "spec", "batch", "durable", "processor"}, module
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ import xxhash
 from tfbind_store.errors import NoSpace, StoreBusy, StoreError, StoreReadOnly
 
 TEMPORARY_SUFFIX = ".tmp"
+_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{16}" + re.escape(TEMPORARY_SUFFIX) + "$")
 MAX_JSON_BYTES = 16 * 1024 * 1024
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -132,6 +134,18 @@ def free_bytes(path: Path) -> int:
 def temporary_beside(path: Path) -> Path:
     """Return a new name beside `path` under which to write what will be `path`."""
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}{TEMPORARY_SUFFIX}")
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return the temporary files in a folder: stopped writers left them, unless somebody is writing there now."""
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    return [folder / name for name in names if _TEMPORARY.match(name)]
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what stopped writers left in a folder that this process has to itself."""
+    for path in leftovers(folder):
+        discard(path)
 
 
 def write_temporary(path: Path, parts: Sequence[Bytes], *, fs: FileSystem = REAL) -> Path:

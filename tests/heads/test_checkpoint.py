@@ -1,3 +1,4 @@
+import errno
 import json
 
 import pytest
@@ -6,7 +7,7 @@ import safetensors.torch
 import torch
 
 from tests.head_contract import shaken_head
-from tfbind_store.errors import CheckpointError
+from tfbind_store.errors import CheckpointError, NoSpace
 from tfbind_store.heads import header_for, load_checkpoint, read_header, save_checkpoint
 
 
@@ -138,8 +139,8 @@ def test_file_of_others_is_refused(tmp_path):
 def test_failed_write_leaves_the_old_file(saved, monkeypatch):
     path, header = saved
     before = path.read_bytes()
-    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("no space")))
-    with pytest.raises(OSError, match="no space"):
+    monkeypatch.setattr("os.rename", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "no space")))
+    with pytest.raises(NoSpace):
         save_checkpoint(path, shaken_head("linear", {}, seed=1), header)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == ["head.safetensors"]

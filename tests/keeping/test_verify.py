@@ -18,7 +18,7 @@ from tests.precompute.small import Watched, make_store
 from tfbind_store.arrays.commit import publish_shard
 from tfbind_store.arrays.receipts import read_receipt, receipt_path
 from tfbind_store.arrays.sharded import WindowState
-from tfbind_store.durable import file_lock
+from tfbind_store.durable import file_lock, sole_owner
 from tfbind_store.errors import DamagedShard, MissingWindow, StoreBusy, TfbindError
 from tfbind_store.keeping.garbage import collect_garbage
 from tfbind_store.keeping.repair import repair_store
@@ -343,6 +343,19 @@ class TestGarbage:
         assert collect_garbage(store).files == ()
         assert collect_garbage(store, orphans=True).files == ("embeddings/windows.zarr/c.2.0.0",)
         assert embed_windows(store, ToyEmbedder()).is_complete
+
+    def test_runs_that_nobody_trains_are_cleared(self, store):
+        left = [store.run_dir(name) / f".state.safetensors.{'ab' * 8}.tmp" for name in ("stopped", "training")]
+        for path in left:
+            path.parent.mkdir(parents=True)
+            path.write_bytes(b"half")
+        (left[0].parent / "log.jsonl").write_text("{}\n")
+        with sole_owner(store.run_dir("training"), doing="training"):
+            report = collect_garbage(store)
+        assert report.files == (str(left[0].relative_to(store.path)),)
+        assert any(why.startswith("run training: another process is") for why in report.kept)
+        assert [path.exists() for path in left] == [False, True]
+        assert (left[0].parent / "log.jsonl").exists()
 
     def test_quarantine_goes_only_when_asked_for(self, store):
         flip(shard_file(store, 0), 77)

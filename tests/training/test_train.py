@@ -146,9 +146,12 @@ def test_a_run_stopped_at_any_step_ends_with_the_same_bytes(planted, whole, monk
     with pytest.raises(_Killed):
         train_head(planted.store, planted.selection, stoppable(pairing), name)
     monkeypatch.setattr(training.TrainingRun, "one_step", step)
+    left = planted.store.run_dir(name) / f".last.safetensors.{'ab' * 8}.tmp"
+    left.write_bytes(b"half of it")  # as a kill within a write leaves it
     torch.rand(3)  # another process would stand elsewhere in torch's random numbers
     again = train_head(planted.store, planted.selection, stoppable(pairing), name)
     assert again.was_resumed == (kill_at >= 3)
+    assert not left.exists()
     assert log_of(again.path) == log_of(whole(pairing))
     for file in ("head.safetensors", "last.safetensors"):
         assert (again.path / file).read_bytes() == (whole(pairing) / file).read_bytes()

@@ -18,7 +18,7 @@ import numpy as np
 
 from tfbind_store.catalog.columns import Columns
 from tfbind_store.catalog.database import Catalog
-from tfbind_store.heads.checkpoint import write_atomically
+from tfbind_store.durable import publish
 from tfbind_store.metrics import summary
 from tfbind_store.metrics.curves import MeanCurves
 from tfbind_store.metrics.reliability import EDGES, Reliability
@@ -95,9 +95,9 @@ class ScoreBook:
                 "chrom": summary.breakdown(self.chroms, "chrom"),
             },
         }
-        write_atomically(folder / EVALUATION_FILE, _json(evaluation, indent=1))
-        write_atomically(folder / SCORES_JSON, _json(self.rows))
-        write_atomically(folder / SCORES_CSV, _csv(self.rows))
+        publish(folder / EVALUATION_FILE, [_json(evaluation, indent=1)])
+        publish(folder / SCORES_JSON, [_json(self.rows)])
+        publish(folder / SCORES_CSV, [_csv(self.rows)])
         Catalog.write_parquet(folder / SCORES_FILE, self.columns())
         return folder / SCORES_FILE
 

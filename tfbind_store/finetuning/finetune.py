@@ -25,7 +25,7 @@ from tqdm import tqdm
 from tfbind_store import config as configs
 from tfbind_store import freed_memory
 from tfbind_store.batch import Batch
-from tfbind_store.durable import free_bytes, publish, sole_owner, typed_errors
+from tfbind_store.durable import clear_leftovers, free_bytes, publish, sole_owner, typed_errors
 from tfbind_store.errors import ConfigError, NoSpace, StoreExists, TrainingError
 from tfbind_store.feeding.feed import Experiments
 from tfbind_store.finetuning.config import FinetuneConfig
@@ -130,6 +130,7 @@ def finetune_run(
     tuner.require_room()
     started = time.monotonic()
     with sole_owner(out, doing="fine-tuning into this folder"):
+        clear_leftovers(out)
         was_resumed = tuner.begin(overwrite=overwrite)
         tuner.run()
         names = tuner.publish(new_name)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor
 
 from tfbind_store.config import from_mapping
+from tfbind_store.durable import publish
 from tfbind_store.errors import CheckpointError, ConfigError
 from tfbind_store.heads.base import Geometry, Head, make_head
 from tfbind_store.spec import canonical_json
@@ -83,27 +82,7 @@ def save_checkpoint(path: Path | str, head: Head, header: CheckpointHeader) -> N
     assert header.head == head.name, "the header is of another head"
     said = {"format": FORMAT, "version": VERSION, "header": dataclasses.asdict(header)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(head.state_dict().items())}
-    write_atomically(Path(path), safetensors.torch.save(tensors, {METADATA_KEY: canonical_json(said)}))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Put `content` at `path` by temporary file, sync and rename."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    publish(Path(path), [safetensors.torch.save(tensors, {METADATA_KEY: canonical_json(said)})])
 
 
 def is_checkpoint(path: Path | str) -> bool:

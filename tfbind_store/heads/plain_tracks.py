@@ -17,9 +17,9 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from tfbind_store.durable import publish
 from tfbind_store.errors import CheckpointError, ConfigError
 from tfbind_store.heads.base import Standardise
-from tfbind_store.heads.checkpoint import write_atomically
 from tfbind_store.spec import canonical_json
 
 METADATA_KEY = "tfbind_plain_tracks"
@@ -73,7 +73,7 @@ def save_tracks(path: Path, head: PlainTracks, about: Mapping[str, object]) -> N
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(head.state_dict().items())}
     # the order of species decides which layer is whose, and canonical JSON sorts: so names go in as a list
     said["tracks"] = [[name, own] for name, own in head.tracks.items()]
-    write_atomically(path, safetensors.torch.save(tensors, {METADATA_KEY: canonical_json(said)}))
+    publish(path, [safetensors.torch.save(tensors, {METADATA_KEY: canonical_json(said)})])
 
 
 def load_tracks(path: Path) -> tuple[PlainTracks, dict[str, object]]:

@@ -18,8 +18,8 @@ import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from tfbind_store.durable import publish
 from tfbind_store.errors import CheckpointError
-from tfbind_store.heads.checkpoint import write_atomically
 
 METADATA_KEY, HEAD_KEY = "tfbind_signals", "tfbind_head"
 MAX_LOG_SCALE = 2.0
@@ -79,7 +79,7 @@ class SignalGate(nn.Module):
 def save_gate(path: Path, gate: SignalGate, *, signals: str = "", head: str = "") -> None:
     """Write a gate, whole or not at all, with the array of signals and the head (a digest) that it was trained on."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(gate.state_dict().items())}
-    write_atomically(path, safetensors.torch.save(tensors, {METADATA_KEY: signals, HEAD_KEY: head}))
+    publish(path, [safetensors.torch.save(tensors, {METADATA_KEY: signals, HEAD_KEY: head})])
 
 
 def load_gate(path: Path) -> SignalGate:

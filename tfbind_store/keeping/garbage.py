@@ -10,15 +10,14 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from tfbind_store.durable import TEMPORARY_SUFFIX, file_lock, typed_errors
+from tfbind_store.durable import file_lock, leftovers, sole_owner, typed_errors
 from tfbind_store.errors import TfbindError
 from tfbind_store.store.folder import Store
 
-_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{16}" + re.escape(TEMPORARY_SUFFIX) + "$")
 _SHARD = re.compile(r"^c\.(\d+)(\.0)*$")
 
 
@@ -55,7 +54,7 @@ def collect_garbage(
             locks.enter_context(store.locked())
             found += store.snapshots.leftovers()
             own = [store.path, store.path / "catalog", store.path / "transforms"]
-            found += list(_temporaries([*own, *store.snapshots.folders()]))
+            found += [path for folder in [*own, *store.snapshots.folders()] for path in leftovers(folder)]
         except TfbindError as error:
             kept.append(f"catalog: {error.what}")
         for name in store.array_names():
@@ -68,21 +67,20 @@ def collect_garbage(
             if not held:
                 kept.append(f"{name}: somebody is writing, or the disk knows no locks")
                 continue
-            found += list(_temporaries([layout.path, layout.receipts_dir]))
+            found += [*leftovers(layout.path), *leftovers(layout.receipts_dir)]
             found += list(_orphans(layout.path, layout.receipts_dir)) if orphans else []
+        for name in store.runs():
+            try:
+                locks.enter_context(sole_owner(store.run_dir(name), doing="writing this run"))
+                found += leftovers(store.run_dir(name))
+            except (TfbindError, OSError) as error:
+                kept.append(f"run {name}: {error}")
         found += [path for path in (store.path / "quarantine").glob("*")] if quarantine else []
         sizes = [_size(path) for path in found]
         if not dry_run:
             for path in found:
                 _remove(path)
     return GarbageReport(tuple(str(path.relative_to(store.path)) for path in found), sum(sizes), tuple(kept))
-
-
-def _temporaries(folders: Iterable[Path]) -> Iterator[Path]:
-    for folder in folders:
-        for name in sorted(os.listdir(folder)) if folder.is_dir() else ():
-            if _TEMPORARY.match(name):
-                yield folder / name
 
 
 def _orphans(folder: Path, receipts_dir: Path) -> Iterator[Path]:
