@@ -77,6 +77,13 @@ class HeadContract:
         )
         torch.testing.assert_close(head(longer), head(batch))
 
+    def test_a_factor_without_residues_is_not_scored_by_its_padding(self, head):
+        batch = make_batch()
+        empty = batch._replace(mask=batch.mask & torch.tensor([[True], [False], [True]]))
+        other = empty._replace(protein=torch.where(empty.mask.unsqueeze(-1), batch.protein, 5 - batch.protein))
+        assert head(empty).isfinite().all()
+        torch.testing.assert_close(head(other), head(empty))
+
     def test_rows_do_not_see_each_other(self, head):
         batch = make_batch()
         alone = batch._replace(

@@ -256,7 +256,7 @@ class EmbeddingError(TfbindError, RuntimeError):
 class TrainingError(TfbindError, ArithmeticError):
     """Training cannot go on."""
 
-    usual_fix = "train with a lower --lr, or anew with --overwrite"
+    usual_fix = "train with a lower lr, as another run (--run NAME) or anew (--overwrite)"
 
 
 class CheckpointError(TfbindError, ValueError):

@@ -242,8 +242,19 @@ class TestRefusals:
         shutil.copytree(world[1], tmp_path / "mine")
         with pytest.raises(StoreExists, match="a trunk or a run"):
             finetune_run(world[0], "base", world[1], tmp_path / "mine", FinetuneConfig(**QUICK))
-        with pytest.raises(StoreExists):
-            finetune_run(world[0], "base", world[1], tmp_path / "new", FinetuneConfig(**QUICK), new_run="base")
+
+    @pytest.mark.parametrize("overwrite", [False, True])
+    def test_nothing_replaces_what_it_is_made_from(self, world, tmp_path, overwrite):
+        config = FinetuneConfig(**QUICK)
+        with pytest.raises(ConfigError, match="made from"):
+            finetune_run(world[0], "base", world[1], tmp_path / "new", config, new_run="base", overwrite=overwrite)
+        with pytest.raises(ConfigError, match="made from"):
+            finetune_run(world[0], "base", world[1], world[1], config, overwrite=overwrite)
+
+    def test_a_shift_of_a_bin_is_refused(self, world, tmp_path):
+        config = FinetuneConfig(**{**QUICK, "shift_bp": world[0].grid.bin_bp})
+        with pytest.raises(ConfigError, match="shift_bp"):
+            finetune_run(world[0], "base", world[1], tmp_path / "new", config)
 
     def test_a_loss_that_is_not_finite_stops(self, world, monkeypatch):
         monkeypatch.setattr(finetune, "cell_losses", lambda *_: torch.tensor([torch.nan], requires_grad=True))

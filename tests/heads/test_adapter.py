@@ -61,6 +61,11 @@ def test_intermediates_without_filip_are_the_weights_of_the_residues():
         ({"temperature": 0.001}, "temperature of at least 0.02"),
         ({"n_queries": 0}, "n_queries"),
         ({"summary_dim": 0}, "summary_dim"),
+        ({"width": 0}, "at least 1"),
+        ({"width": -4}, "at least 1"),
+        ({"attention_heads": 0}, "at least 1"),
+        ({"filip_dim": 0}, "at least 1"),
+        ({"filip_heads": -1}, "at least 0"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(odd, fix):

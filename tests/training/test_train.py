@@ -261,6 +261,12 @@ class TestNonFinite:
         with pytest.raises(TrainingError, match="gradient is inf at step 0"):
             train_head(planted.store, planted.selection, TrainConfig(steps=2, **QUICK), "inf")
 
+    def test_a_head_that_came_apart_is_said_at_the_next_look(self, planted):  # noqa: F811
+        config = TrainConfig(**{**QUICK, "lr": 1e30, "steps": 2})
+        with pytest.raises(TrainingError, match=r"scores are no finite number|loss is nan|gradient is") as caught:
+            train_head(planted.store, planted.selection, config, "apart")
+        assert "lower" in caught.value.fix
+
 
 def test_patience_ends_a_run_that_does_not_improve(planted, monkeypatch):  # noqa: F811
     looks = iter([0.5, 0.4, 0.3, 0.2, 0.1])

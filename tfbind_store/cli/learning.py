@@ -150,6 +150,8 @@ def _train_folds(
     names = fold_names(store, selection)
     whole = selection if with_final else None
     result = cross_validate(store, names, config, run, whole=whole, overwrite=overwrite)
+    if result.rank:  # of several processes, the first one speaks
+        return
     metrics = list(result.mean)
     rows = [
         *((fold.run, *(fold.metrics.get(name, float("nan")) for name in metrics)) for fold in result.folds),

@@ -38,7 +38,14 @@ from tfbind_store.learning.optimiser import adamw, clip, set_rate
 from tfbind_store.learning.passes import Place, endless
 from tfbind_store.learning.runlog import RunLog
 from tfbind_store.learning.schedule import Schedule
-from tfbind_store.learning.state import optimizer_tensors, put_back, read_state, restore_optimizer, write_state
+from tfbind_store.learning.state import (
+    optimizer_tensors,
+    put_back,
+    read_counters,
+    read_state,
+    restore_optimizer,
+    write_state,
+)
 from tfbind_store.precompute.embedder import make_sequence_embedder
 from tfbind_store.precompute.enformer import load_trunk, save_trunk
 from tfbind_store.precompute.esm import NOT_USED, EsmEmbedder
@@ -121,6 +128,12 @@ def finetune_run(
     """
     config, out = config or FinetuneConfig(), Path(out_dir)
     new_name = new_run or f"{run_name}-tuned"
+    if new_name == run_name or out.resolve() == Path(trunk).resolve():
+        what = "the new trunk or run would replace the one that it is made from"
+        raise ConfigError(what, where="finetune", fix="choose another folder and another --run")
+    if config.shift_bp >= store.grid.bin_bp:
+        what = f"shift_bp is {config.shift_bp}, a bin is {store.grid.bin_bp} bp"
+        raise ConfigError(what, where="finetune", fix="shift by less than one bin: labels would be their neighbours'")
     _require_free(store, out, new_name, config, overwrite=overwrite)
     device = pick_device(config.device)
     run = load_run(store, run_name, device=device)
@@ -235,9 +248,10 @@ class _Tuner:
             raise ConfigError(
                 "a stopped run in this folder had another config, head or trunk", where=str(path), fix=fix
             )
-        self.state = TunerState(**counters)
+        state = read_counters(path, TunerState, counters)
         self._put_back(path, groups)
-        restore_optimizer(path, self.optimizer, self.named, groups.get("optimizer", {}))
+        restore_optimizer(path, self.optimizer, self.named, groups.get("optimizer", {}), step=state.step)
+        self.state = state
         self.log.rewind(self.state.step)
         return True
 

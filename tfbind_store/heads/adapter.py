@@ -61,8 +61,14 @@ class AdapterConfig(HeadConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        sizes = (self.width, self.attention_heads, self.filip_dim)
         fixes = {
-            "choose width as a multiple of attention_heads": bool(self.width % self.attention_heads),
+            "choose width, attention_heads and filip_dim of at least 1": min(sizes) < 1,
+            "choose joint_depth, signal_scales, filip_heads and tower_dim of at least 0": min(
+                self.joint_depth, self.signal_scales, self.filip_heads, self.tower_dim
+            )
+            < 0,
+            "choose width as a multiple of attention_heads": self.width % max(1, self.attention_heads) != 0,
             "choose filip_heads or tower_dim above 0": self.filip_heads <= 0 and self.tower_dim <= 0,
             f"choose a temperature of at least {MIN_TEMPERATURE}": self.temperature < MIN_TEMPERATURE,
             "choose n_queries and summary_dim of at least 1": min(self.n_queries, self.summary_dim) < 1,

@@ -55,7 +55,7 @@ class QueryPool(nn.Module):
     def weights(self, residues: Float[Tensor, "f l e"], mask: Bool[Tensor, "f l"]) -> Float[Tensor, "f k l"]:
         """Return how much of each residue a token takes; they add up to 1 over the real ones."""
         similarity = F.linear(residues, self.queries).float().transpose(1, 2)
-        return similarity.masked_fill(~mask.unsqueeze(1), torch.finfo(similarity.dtype).min).softmax(-1)
+        return masked_softmax(similarity, mask.unsqueeze(1))
 
 
 class FiLM(nn.Module):
@@ -95,6 +95,18 @@ class SqueezeExcite(nn.Module):
     def gate(self, mean: Float[Tensor, "*shape w"], context: Float[Tensor, "*shape t"]) -> Float[Tensor, "*shape w"]:
         """Return the gate of each channel, between 0 and 1."""
         return cast(Tensor, self.to_gate(torch.cat([context.to(mean.dtype), mean], dim=-1))).sigmoid()
+
+
+def masked_softmax(x: Float[Tensor, "*shape k"], mask: Bool[Tensor, "*shape k"]) -> Float[Tensor, "*shape k"]:
+    """Return shares of the last axis that add up to 1 over what is real; zero where nothing is, as of all else.
+
+    Examples
+    --------
+    >>> masked_softmax(torch.zeros(2, 2), torch.tensor([[True, False], [False, False]]))
+    tensor([[1., 0.],
+            [0., 0.]])
+    """
+    return x.masked_fill(~mask, torch.finfo(x.dtype).min).softmax(-1).masked_fill(~mask, 0.0)
 
 
 def masked_mean(x: Float[Tensor, "p k w"], mask: Bool[Tensor, "p k"] | None) -> Float[Tensor, "p w"]:
@@ -149,7 +161,7 @@ class TokenAttention(nn.Module):
         alike: Tensor = (queries @ keys.transpose(-1, -2)).float() * float(keys.shape[-1]) ** -0.5
         if mask is None:
             return alike
-        return alike.masked_fill(~rearrange(mask, "g p k -> g p () () k"), torch.finfo(alike.dtype).min)
+        return alike.masked_fill(~self._over_heads(mask), torch.finfo(alike.dtype).min)
 
     def attention(
         self,
@@ -158,7 +170,17 @@ class TokenAttention(nn.Module):
         mask: Bool[Tensor, "g p k"] | None = None,
     ) -> Float[Tensor, "g p h n k"]:
         """Return how much each bin takes of each token; they add up to 1 over the real ones."""
-        return self.similarity(dna, projected, mask).softmax(-1)
+        return self.shares(self.similarity(dna, projected, mask), mask)
+
+    def shares(
+        self, alike: Float[Tensor, "g p h n k"], mask: Bool[Tensor, "g p k"] | None
+    ) -> Float[Tensor, "g p h n k"]:
+        """Return what `similarity` comes to: shares of the real tokens, nothing where there are none."""
+        return alike.softmax(-1) if mask is None else masked_softmax(alike, self._over_heads(mask))
+
+    @staticmethod
+    def _over_heads(mask: Bool[Tensor, "g p k"]) -> Bool[Tensor, "g p 1 1 k"]:
+        return rearrange(mask, "g p k -> g p () () k")
 
     def attend(
         self,

@@ -169,7 +169,7 @@ class Joint(nn.Module):
             assert isinstance(block, TokenAttention)
             projected = block.project(tokens)
             alike = block.similarity(bins, projected, mask)
-            weights, back_weights = alike.softmax(-1), back.weights(alike, mask)  # type: ignore[operator]
+            weights, back_weights = block.shares(alike, mask), back.weights(alike, mask)  # type: ignore[operator]
             tokens = feed_tokens(back(block.norm_dna(bins), tokens, back_weights))
             bins = feed_bins(block.attend(bins, projected, weights))
             if keep:

@@ -52,7 +52,8 @@ def cell_losses(
         loss = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
         if config.kind == "focal":
             share = logits.sigmoid()
-            loss = loss * (share * (1 - target) + (1 - share) * target) ** config.gamma
+            missed = share * (1 - target) + (1 - share) * target
+            loss = loss * missed.clamp(min=1e-12) ** config.gamma  # below a power of 1 zero has no slope
     weighted = torch.where(hard > 0.5, loss * config.positive_weight, loss)
     return torch.where(labelled, weighted, torch.zeros_like(weighted))
 

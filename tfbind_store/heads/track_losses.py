@@ -12,6 +12,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 LossKind = Literal["poisson", "pearson"]
+SMALLEST = 1e-10
+"""Share of the sum of squares that counts as variation; rounding of float32 leaves a thousandth of it."""
+TINY = 1e-30
 _log = logging.getLogger(__name__)
 
 
@@ -39,10 +42,12 @@ def pearson(rates: Float[Tensor, "w n t"], labels: Float[Tensor, "w n t"]) -> Fl
     target = torch.where(known, labels, torch.zeros_like(labels))
     x = torch.where(known, rates - (rates * known).sum(1, keepdim=True) / n, torch.zeros_like(rates))
     y = torch.where(known, target - target.sum(1, keepdim=True) / n, torch.zeros_like(target))
-    # the root of a product of zero has no gradient
-    scale = (x.square().sum(1) * y.square().sum(1)).clamp(min=1e-12).sqrt()
-    varies = y.square().sum(1) > 1e-8
-    return torch.where(varies, (x * y).sum(1) / scale, torch.full_like(scale, torch.nan))
+    # what rounding leaves of a constant is no variation, at whatever scale; the root of zero has no gradient
+    least_x = SMALLEST * (rates.detach() * known).square().sum(1)
+    least_y = SMALLEST * target.square().sum(1)
+    over_y = y.square().sum(1)
+    scale = torch.maximum(x.square().sum(1), least_x + TINY).sqrt() * (over_y + TINY).sqrt()
+    return torch.where(over_y > least_y, (x * y).sum(1) / scale, torch.full_like(scale, torch.nan))
 
 
 def mean_loss(kind: LossKind, rates: Tensor, labels: Tensor) -> Float[Tensor, ""]:

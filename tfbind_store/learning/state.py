@@ -9,18 +9,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from tfbind_store.config import from_mapping
 from tfbind_store.durable import publish
-from tfbind_store.errors import CheckpointError
+from tfbind_store.errors import CheckpointError, ConfigError
 
 METADATA_KEY = "tfbind_run_state"
 Named = Sequence[tuple[str, nn.Parameter]]
+CountersT = TypeVar("CountersT")
 
 
 class SavedState(NamedTuple):
@@ -58,6 +60,14 @@ def read_state(path: Path) -> SavedState:
     return SavedState(counters, groups)
 
 
+def read_counters(path: Path, cls: type[CountersT], counters: Mapping[str, Any]) -> CountersT:
+    """Return saved counters as the dataclass `cls`, or refuse what it has no place for."""
+    try:
+        return from_mapping(cls, counters, where="counters")
+    except ConfigError as error:
+        raise _unreadable(path, ValueError(f"{error.what} ({error.where})")) from error
+
+
 def put_back(path: Path, model: nn.Module, weights: Mapping[str, Tensor], *, left_out: Sequence[str] = ()) -> None:
     """Load saved weights into `model`; names that begin with one of `left_out` are not in the file.
 
@@ -86,14 +96,14 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, named: Named) -> dict[st
 
 
 def restore_optimizer(
-    path: Path, optimizer: torch.optim.Optimizer, named: Named, tensors: Mapping[str, Tensor]
+    path: Path, optimizer: torch.optim.Optimizer, named: Named, tensors: Mapping[str, Tensor], *, step: int = 0
 ) -> None:
-    """Put back what `optimizer_tensors` gave, by the parameters' names.
+    """Put back what `optimizer_tensors` gave after `step` steps, by the parameters' names.
 
     Raises
     ------
     CheckpointError
-        If it is the state of other parameters.
+        If it is the state of other parameters, or absent after a first step.
     """
     by_name: dict[str, dict[str, Tensor]] = {}
     for full, tensor in tensors.items():
@@ -102,7 +112,12 @@ def restore_optimizer(
     odd = sorted(set(by_name) - {name for name, _ in named})
     if odd:
         raise _unreadable(path, ValueError(f"optimizer state of unknown parameters: {', '.join(odd[:3])}"))
+    if not by_name and step:
+        raise _unreadable(path, ValueError("the optimizer's state is absent"))
     for name, parameter in named:
+        for key, value in by_name.get(name, {}).items():
+            if key != "step" and value.shape != parameter.shape:
+                raise _unreadable(path, ValueError(f"{name}/{key} is {list(value.shape)}, not {list(parameter.shape)}"))
         if name in by_name:
             # AdamW keeps its step count on the CPU, whatever the device
             optimizer.state[parameter] = {

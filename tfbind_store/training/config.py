@@ -93,6 +93,8 @@ class TrainConfig:
         sizes = (self.bins_per_step, self.pairs_per_step, self.batch_rows, self.accumulate)
         if min(self.steps, self.look_every, self.save_every, *sizes) < 1:
             raise ConfigError("steps, sizes, validate_every and save_every must be at least 1", where="train")
+        if self.max_valid_bins < 1 or self.patience < 0:
+            raise ConfigError("max_valid_bins of at least 1 and patience of at least 0 are needed", where="train")
         if not 0 <= self.average < 1 or self.clip < 0 or self.weight_decay < 0:
             raise ConfigError("average in [0, 1), clip and weight_decay of at least 0 are needed", where="train")
         if not 0 <= self.bound_share <= 1 or not 0 <= self.warmup < 1 or self.lr <= 0:

@@ -17,6 +17,8 @@ import numpy as np
 
 from tfbind_store.errors import SelectionError
 from tfbind_store.heads import read_header
+from tfbind_store.learning.processes import Processes, joined, own_device
+from tfbind_store.precompute.weights import pick_device
 from tfbind_store.query.selection import Selection
 from tfbind_store.scoring.bins import HEAD_FILE
 from tfbind_store.scoring.gate import has_gate
@@ -48,6 +50,8 @@ class FoldsResult(NamedTuple):
     """Standard deviation over folds, with n - 1."""
     final: Path | None
     """Folder of the head that was trained on everything."""
+    rank: int = 0
+    """Of this process among those of a launcher; the first one knows the scores."""
 
 
 def fold_names(store: Store, selection_name: str) -> list[str]:
@@ -88,28 +92,40 @@ def cross_validate(
     overwrite
         Train again what is finished.
     """
-    done = [_one(store, name, config, f"{run_name}-fold{i}", overwrite=overwrite) for i, name in enumerate(folds)]
+    # processes join once: a launcher's store serves no second group
+    with joined(own_device(pick_device(config.device))) as processes:
+
+        def one(selection_name: str, name: str) -> FoldRun:
+            return _one(store, selection_name, config, name, processes, overwrite=overwrite)
+
+        done = [one(name, f"{run_name}-fold{i}") for i, name in enumerate(folds)]
+        final = None if whole is None else store.run_dir(one(whole, run_name).run)
+        rank = processes.rank
     names = [name for name in done[0].metrics if name.startswith("valid_")]
     values = {name: np.array([fold.metrics.get(name, math.nan) for fold in done]) for name in names}
-    final = None
-    if whole is not None:
-        final = store.run_dir(_one(store, whole, config, run_name, overwrite=overwrite).run)
     return FoldsResult(
         done,
         {name: float(np.mean(found)) for name, found in values.items()},
         {name: float(np.std(found, ddof=1)) if len(found) > 1 else math.nan for name, found in values.items()},
         final,
+        rank,
     )
 
 
-def _one(store: Store, selection_name: str, config: TrainConfig, run_name: str, *, overwrite: bool) -> FoldRun:
-    if not overwrite and is_finished(store, selection_name, config, run_name):
+def _one(
+    store: Store, selection_name: str, config: TrainConfig, run_name: str, processes: Processes, *, overwrite: bool
+) -> FoldRun:
+    is_done = not overwrite and is_finished(store, selection_name, config, run_name)
+    processes.wait()  # all have looked before anybody trains
+    if is_done:
         _log.info("%s: finished before", run_name)
         found = read_header(store.run_dir(run_name) / HEAD_FILE).metrics
         metrics = {name: math.nan if value is None else float(value) for name, value in found.items()}
-        return FoldRun(selection_name, run_name, metrics | _gated(store, run_name), True)
-    result = train_head(store, selection_name, config, run_name, overwrite=overwrite)
-    return FoldRun(selection_name, run_name, result.metrics | _gated(store, run_name), False)
+    else:
+        metrics = train_head(store, selection_name, config, run_name, overwrite=overwrite).metrics
+    gated = _gated(store, run_name) if processes.is_first else {}
+    processes.wait()
+    return FoldRun(selection_name, run_name, metrics | gated, is_done)
 
 
 def _gated(store: Store, run_name: str) -> dict[str, float]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 
+from tfbind_store.errors import TrainingError
 from tfbind_store.feeding.feed import Experiments, PairSource, labels_of, permuted
 from tfbind_store.heads import Head, LossConfig, cell_losses
 from tfbind_store.metrics.ranking import score_binary
@@ -143,7 +144,16 @@ def validate(head: Head, material: Material, loss: LossConfig) -> dict[str, floa
 
 
 def judge(valid: Validation, scores: Float32[np.ndarray, "k p"], loss: LossConfig) -> dict[str, float]:
-    """Return the mean loss, and the medians over experiments of how well `scores` rank their bound bins."""
+    """Return the mean loss, and the medians over experiments of how well `scores` rank their bound bins.
+
+    Raises
+    ------
+    TrainingError
+        If a score is no finite number: the head has come apart.
+    """
+    if not np.isfinite(scores).all():
+        what = f"{int((~np.isfinite(scores)).sum()):,} of {scores.size:,} validation scores are no finite number"
+        raise TrainingError(what, where="validation")
     cells = cell_losses(loss, torch.from_numpy(scores), torch.from_numpy(valid.labels))
     n_labelled = int((~np.isnan(valid.labels)).sum())
     per_pair = [score_binary(valid.labels[:, place], scores[:, place]) for place in range(scores.shape[1])]

@@ -36,7 +36,14 @@ from tfbind_store.learning.optimiser import adamw, clip, set_rate, trainable
 from tfbind_store.learning.processes import Processes, joined, own_device
 from tfbind_store.learning.runlog import RunLog, require_trackers
 from tfbind_store.learning.schedule import Schedule
-from tfbind_store.learning.state import optimizer_tensors, put_back, read_state, restore_optimizer, write_state
+from tfbind_store.learning.state import (
+    optimizer_tensors,
+    put_back,
+    read_counters,
+    read_state,
+    restore_optimizer,
+    write_state,
+)
 from tfbind_store.precompute.weights import pick_device
 from tfbind_store.query.selection import Selection
 from tfbind_store.store.folder import Store
@@ -222,9 +229,10 @@ class TrainingRun:
         if not path.exists():
             return False
         counters, groups = read_state(path)
-        self.state = RunState(**counters)
-        put_back(path, self.head, groups["weights"])
-        restore_optimizer(path, self.optimizer, self.named, groups.get("optimizer", {}))
+        state = read_counters(path, RunState, counters)
+        put_back(path, self.head, groups.get("weights", {}))
+        restore_optimizer(path, self.optimizer, self.named, groups.get("optimizer", {}), step=state.step)
+        self.state = state
         self.average.restore(groups.get("average", {}))
         self.log.rewind(self.state.step)
         _log.info("resumed at step %d", self.state.step)
@@ -296,7 +304,7 @@ class TrainingRun:
             sums.append(summed.detach())
             if not sums[-1].isfinite():
                 where = culprits(self.material.store, part, ~cells.isfinite())
-                raise TrainingError(f"loss is {sums[-1].item()} at step {self.state.step}", where=where, fix="lower lr")
+                raise TrainingError(f"loss is {sums[-1].item()} at step {self.state.step}", where=where)
         return float(self.processes.total(torch.stack(sums).sum()).item())
 
     def _cells(self, batch: AnyBatch) -> Float[Tensor, "rows columns"]:
