@@ -1,4 +1,8 @@
+import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -104,3 +108,20 @@ def test_a_selection_with_folds_is_cross_validated_by_the_command(planted):  # n
     assert set.intersection(*trained) == set()
     final = read_header(planted.store.run_dir("cv3") / "head.safetensors")
     assert set(final.trained_on["chromosomes"]) == {"chr1", "chr2", "chr3"}
+
+
+@pytest.mark.slow
+def test_two_processes_cross_validate_and_one_speaks(planted):  # noqa: F811
+    """They join once for all folds: a launcher's store serves no second group."""
+    split = SplitConfig(test_chroms=("chr4",), folds=3, fold_by=("chrom",))
+    make_selection(planted.store, "cv2", replace(SELECTION, split=split, allow_leaks=("trunk",)))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "--"]
+    options = ["--steps", "2", "--device", "cpu", "--set", "bins_per_step=32", "--set", "pairs_per_step=4", "--json"]
+    command = [*launch, "tfbind_store", "train", str(planted.store.path), "cv2", "--folds", "--final", "--run", "cv2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *options], check=True, env=environment, timeout=300, capture_output=True, text=True
+    )
+    assert len(json.loads(done.stdout)["folds"]) == 3
+    for name in ("cv2-fold0", "cv2-fold1", "cv2-fold2", "cv2"):
+        assert (planted.store.run_dir(name) / "head.safetensors").exists()
