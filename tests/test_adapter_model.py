@@ -301,6 +301,16 @@ class TestOptions:
         short = {**inputs, "aa_embed": inputs["aa_embed"][:, :4]}
         torch.testing.assert_close(model(**inputs, aa_mask=mask)[0], model(**short)[0])
 
+    @pytest.mark.parametrize("depth", [0, 1])
+    @pytest.mark.parametrize("junk", [float("nan"), float("inf"), 1e6])
+    def test_padding_may_hold_anything_and_a_factor_may_be_nothing_else(self, depth, junk):
+        model, inputs = given_model(joint_cross_attn_depth=depth), given(n_residues=9)
+        mask = torch.arange(9) < torch.tensor([[4], [0]])
+        filled = {**inputs, "aa_embed": inputs["aa_embed"].masked_fill(~mask.unsqueeze(-1), junk)}
+        found = model(**filled, aa_mask=mask)
+        assert found.isfinite().all()
+        torch.testing.assert_close(found, model(**inputs, aa_mask=mask))
+
     def test_mse_is_of_the_logit(self):
         model, inputs = given_model(binary_target=True, target_mse_loss=True), given()
         target = torch.tensor([1.0, 0.0])

@@ -101,8 +101,8 @@ def _typed(error: OSError, path: Path, need_bytes: int) -> StoreError:
 
 
 @contextlib.contextmanager
-def sole_owner(folder: Path, *, doing: str) -> Iterator[None]:
-    """Keep every other process that asks the same out of `folder`; on a disk without locks, nobody.
+def sole_owner(folder: Path, *, doing: str) -> Iterator[bool]:
+    """Keep every other process that asks the same out of `folder`; tell whether that holds: some disks know no locks.
 
     Raises
     ------
@@ -117,7 +117,10 @@ def sole_owner(folder: Path, *, doing: str) -> Iterator[None]:
             raise StoreBusy(f"another process is {doing}", where=str(folder)) from error
         except OSError as error:
             _log.warning("%s: its disk knows no locks: %s", folder, error)
-        yield
+            is_alone = False
+        else:
+            is_alone = True
+        yield is_alone
     finally:
         os.close(descriptor)
 
@@ -142,10 +145,13 @@ def leftovers(folder: Path) -> list[Path]:
     return [folder / name for name in names if _TEMPORARY.match(name)]
 
 
-def clear_leftovers(folder: Path) -> None:
-    """Remove what stopped writers left in a folder that this process has to itself."""
-    for path in leftovers(folder):
-        discard(path)
+@contextlib.contextmanager
+def sole_writer(folder: Path, *, doing: str) -> Iterator[None]:
+    """Be the `sole_owner` of `folder`, and remove what stopped writers left there, if nobody else can be writing."""
+    with sole_owner(folder, doing=doing) as is_alone:
+        for path in leftovers(folder) if is_alone else ():
+            discard(path)
+        yield
 
 
 def write_temporary(path: Path, parts: Sequence[Bytes], *, fs: FileSystem = REAL) -> Path:

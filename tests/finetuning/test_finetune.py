@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -258,10 +259,15 @@ class TestRefusals:
 
     def test_a_loss_that_is_not_finite_stops(self, world, monkeypatch):
         monkeypatch.setattr(finetune, "cell_losses", lambda *_: torch.tensor([torch.nan], requires_grad=True))
-        with pytest.raises(TrainingError, match="at step 0"):
+        with pytest.raises(TrainingError, match="at step 0") as caught:
             tune(world, "nan")
+        assert re.fullmatch(r"windows \d+(, \d+)*", caught.value.where)
 
-    @pytest.mark.parametrize("odd", [{"mode": "laynorm"}, {"steps": 0}, {"trunk_lr": 0.0}, {"proteins": "layernorm"}])
+    @pytest.mark.parametrize(
+        "odd",
+        [{"mode": "laynorm"}, {"steps": 0}, {"trunk_lr": 0.0}, {"proteins": "layernorm"},
+         {"warmup": 1.0}, {"weight_decay": -1.0}, {"clip": -1.0}],
+    )  # fmt: skip
     def test_odd_configs(self, odd):
         with pytest.raises(ConfigError):
             FinetuneConfig(**odd)

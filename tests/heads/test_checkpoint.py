@@ -70,6 +70,11 @@ def test_truncated_file_is_refused(saved):
         (lambda tensors: tensors | {"odd": torch.zeros(1)}, "0 absent [], 1 unknown ['odd']"),
         (lambda tensors: {k: v for k, v in tensors.items() if k != "logit_bias"}, "1 absent ['logit_bias']"),
         (lambda tensors: tensors | {"logit_bias": torch.zeros(3)}, "logit_bias is [3], must be []"),
+        (lambda tensors: tensors | {"logit_bias": torch.zeros((), dtype=torch.int32)}, "logit_bias is of torch.int32"),
+        (
+            lambda tensors: tensors | {"logit_bias": torch.tensor(float("nan"))},
+            "logit_bias holds numbers that are none",
+        ),
     ],
 )
 def test_tensors_of_another_head_are_named(saved, change, said):

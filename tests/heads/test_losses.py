@@ -27,6 +27,13 @@ def test_focal_with_gamma_zero_is_bce():
     torch.testing.assert_close(focal, cell_losses(LossConfig(), logits, labels))
 
 
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+def test_focal_has_a_slope_where_nothing_is_missed(gamma):
+    logits = torch.tensor([200.0, -200.0], requires_grad=True)
+    cell_losses(LossConfig(kind="focal", gamma=gamma), logits, torch.tensor([1.0, 0.0])).sum().backward()
+    assert logits.grad.isfinite().all()
+
+
 def test_mse_is_of_the_bare_logit():
     losses = cell_losses(LossConfig(kind="mse"), torch.tensor([1.0, 3.0]), torch.tensor([1.0, 0.0]))
     assert losses.tolist() == [0.0, 9.0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -18,7 +20,7 @@ from tests.precompute.small import Watched, make_store
 from tfbind_store.arrays.commit import publish_shard
 from tfbind_store.arrays.receipts import read_receipt, receipt_path
 from tfbind_store.arrays.sharded import WindowState
-from tfbind_store.durable import file_lock, sole_owner
+from tfbind_store.durable import file_lock, sole_owner, sole_writer
 from tfbind_store.errors import DamagedShard, MissingWindow, StoreBusy, TfbindError
 from tfbind_store.keeping.garbage import collect_garbage
 from tfbind_store.keeping.repair import repair_store
@@ -356,6 +358,25 @@ class TestGarbage:
         assert any(why.startswith("run training: another process is") for why in report.kept)
         assert [path.exists() for path in left] == [False, True]
         assert (left[0].parent / "log.jsonl").exists()
+
+    def test_where_no_disk_locks_runs_are_left_alone(self, store, monkeypatch):
+        left = store.run_dir("stopped") / f".state.safetensors.{'ab' * 8}.tmp"
+        left.parent.mkdir(parents=True)
+        left.write_bytes(b"half")
+        flock = fcntl.flock
+
+        def unlocked(descriptor, kind):
+            if os.path.samestat(os.fstat(descriptor), left.parent.stat()):
+                raise OSError(errno.ENOLCK, "no locks available")
+            flock(descriptor, kind)
+
+        monkeypatch.setattr(fcntl, "flock", unlocked)
+        assert "run stopped: the disk knows no locks" in collect_garbage(store).kept
+        with sole_writer(left.parent, doing="training"):
+            assert left.exists()
+        monkeypatch.undo()
+        with sole_writer(left.parent, doing="training"):
+            assert not left.exists()
 
     def test_quarantine_goes_only_when_asked_for(self, store):
         flip(shard_file(store, 0), 77)

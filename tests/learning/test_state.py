@@ -1,10 +1,20 @@
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 from torch import nn
 
 from tfbind_store.errors import CheckpointError
 from tfbind_store.learning.optimiser import adamw, trainable
-from tfbind_store.learning.state import optimizer_tensors, put_back, read_state, restore_optimizer, write_state
+from tfbind_store.learning.state import (
+    optimizer_tensors,
+    put_back,
+    read_counters,
+    read_state,
+    require_step,
+    restore_optimizer,
+    write_state,
+)
 
 
 def trained(seed):
@@ -63,3 +73,35 @@ def test_state_of_another_model_is_refused(tmp_path):
     saved = optimizer_tensors(optimizer, trainable(model))
     with pytest.raises(CheckpointError, match="unknown parameters: 1"):
         restore_optimizer(tmp_path, optimizer, trainable(model)[:2], saved)
+
+
+def test_an_optimizer_that_is_absent_or_of_other_shapes_is_refused(tmp_path):
+    model, optimizer = trained(0)
+    named = trainable(model)
+    restore_optimizer(tmp_path, optimizer, named, {})  # before the first step there is none
+    with pytest.raises(CheckpointError, match="optimizer's state is absent"):
+        restore_optimizer(tmp_path, optimizer, named, {}, step=3)
+    saved = optimizer_tensors(optimizer, named)
+    saved["0.weight/exp_avg"] = torch.zeros(2, 2)
+    with pytest.raises(CheckpointError, match=r"0\.weight/exp_avg is \[2, 2\], not \[4, 3\]"):
+        restore_optimizer(tmp_path, optimizer, named, saved, step=3)
+
+
+@dataclass
+class Counters:
+    step: int = 0
+    losses: list[float] = field(default_factory=list)
+
+
+@pytest.mark.parametrize("odd", [{"step": "3"}, {"losses": {}}, {"losses": [float("nan")]}, {"steps": 3}])
+def test_counters_of_another_kind_are_refused(tmp_path, odd):
+    assert read_counters(tmp_path, Counters, {"step": 3, "losses": [1]}) == Counters(3, [1.0])
+    with pytest.raises(CheckpointError, match="state of the run cannot be read"):
+        read_counters(tmp_path, Counters, odd)
+
+
+def test_a_step_outside_the_run_is_refused(tmp_path):
+    require_step(tmp_path, 20, 20)
+    for step in (-1, 21):
+        with pytest.raises(CheckpointError, match=f"it stands at step {step} of 20"):
+            require_step(tmp_path, step, 20)

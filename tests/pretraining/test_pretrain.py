@@ -204,6 +204,14 @@ def test_what_is_saved_is_the_average(planted, monkeypatch):
     assert torch.equal(kept["motifs.weight"], of_average["motifs.weight"])
 
 
+@pytest.mark.parametrize(
+    "odd", [{"weight_decay": -1.0}, {"clip": -1.0}, {"validate_every": -1.0}, {"save_every": 0}, {"minutes": 0.0}]
+)
+def test_odd_configs_are_refused(odd):
+    with pytest.raises(ConfigError):
+        PretrainConfig(**odd)
+
+
 def test_shares_that_are_none_are_refused():
     with pytest.raises(ConfigError, match="output_dropout, average and mutation"):
         PretrainConfig(average=1.0)

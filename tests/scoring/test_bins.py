@@ -66,6 +66,9 @@ def test_run_of_other_embeddings_is_refused(planted):
     save_checkpoint(other / "head.safetensors", head, dataclasses.replace(header, arrays=arrays))
     with pytest.raises(CheckpointError, match="head was trained on proteins 000000000000"):
         load_run(planted.store, "other")
+    save_checkpoint(other / "head.safetensors", head, dataclasses.replace(header, arrays={}))
+    with pytest.raises(CheckpointError, match="names arrays of nothing, not of windows, proteins, contexts"):
+        load_run(planted.store, "other")
 
 
 def test_absent_run_is_refused(planted):

@@ -263,7 +263,7 @@ class TestNonFinite:
 
     def test_a_head_that_came_apart_is_said_at_the_next_look(self, planted):  # noqa: F811
         config = TrainConfig(**{**QUICK, "lr": 1e30, "steps": 2})
-        with pytest.raises(TrainingError, match=r"scores are no finite number|loss is nan|gradient is") as caught:
+        with pytest.raises(TrainingError, match="validation scores are no finite number") as caught:
             train_head(planted.store, planted.selection, config, "apart")
         assert "lower" in caught.value.fix
 
@@ -291,7 +291,8 @@ def test_kept_weights_are_those_that_were_validated(planted):  # noqa: F811
 @pytest.mark.parametrize(
     "odd",
     [{"steps": 0}, {"bound_share": 2.0}, {"permute_labels": True, "pairing": "rows"}, {"accumulate": 0},
-     {"average": 1.0}, {"clip": -1.0}],
+     {"average": 1.0}, {"clip": -1.0}, {"minutes": 0.0}, {"minutes": -1.0}, {"patience": -1}, {"max_valid_bins": 0},
+     {"validate_every": 0}],
 )  # fmt: skip
 def test_odd_configs_are_refused(odd):
     with pytest.raises(ConfigError):

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from tfbind_store import config as configs
 from tfbind_store import freed_memory
 from tfbind_store.batch import Batch
-from tfbind_store.durable import clear_leftovers, free_bytes, publish, sole_owner, typed_errors
+from tfbind_store.durable import free_bytes, publish, sole_writer, typed_errors
 from tfbind_store.errors import ConfigError, NoSpace, StoreExists, TrainingError
 from tfbind_store.feeding.feed import Experiments
 from tfbind_store.finetuning.config import FinetuneConfig
@@ -43,6 +43,7 @@ from tfbind_store.learning.state import (
     put_back,
     read_counters,
     read_state,
+    require_step,
     restore_optimizer,
     write_state,
 )
@@ -142,8 +143,7 @@ def finetune_run(
     tuner = _Tuner(store, selection, run, load_trunk(Path(trunk)), config, out)
     tuner.require_room()
     started = time.monotonic()
-    with sole_owner(out, doing="fine-tuning into this folder"):
-        clear_leftovers(out)
+    with sole_writer(out, doing="fine-tuning into this folder"):
         was_resumed = tuner.begin(overwrite=overwrite)
         tuner.run()
         names = tuner.publish(new_name)
@@ -249,6 +249,7 @@ class _Tuner:
                 "a stopped run in this folder had another config, head or trunk", where=str(path), fix=fix
             )
         state = read_counters(path, TunerState, counters)
+        require_step(path, state.step, self.config.steps)
         self._put_back(path, groups)
         restore_optimizer(path, self.optimizer, self.named, groups.get("optimizer", {}), step=state.step)
         self.state = state
@@ -288,7 +289,8 @@ class _Tuner:
         norm = clip((parameter for _, parameter in self.named), config.clip)
         if not math.isfinite(float(loss.item()) + norm):
             what = f"loss is {loss.item()}, gradient {norm}, at step {state.step}"
-            raise TrainingError(what, where=f"pass and window {state.cursor}", fix="lower trunk_lr and lr")
+            windows = np.unique(batch.bins[:, batch.bins.shape[1] // 2] // self.store.grid.n_bins).tolist()
+            raise TrainingError(what, where=f"windows {', '.join(map(str, windows))}", fix="lower trunk_lr and lr")
         self.optimizer.step()
         state.step += 1
         state.losses.append(float(loss.item()))

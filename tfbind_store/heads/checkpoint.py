@@ -183,13 +183,19 @@ def load_checkpoint(path: Path | str, *, expected_arrays: Mapping[str, str] | No
 
 
 def _require_fit(head: Head, tensors: Mapping[str, Tensor], *, where: str) -> None:
-    """Refuse tensors of other names or shapes, the first of which are named."""
+    """Refuse tensors of other names, shapes or types, or with NaN or infinity; the first of them is named."""
     own = head.state_dict()
     absent, odd = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     if absent or odd:
         what = f"{len(absent)} absent {absent[:2]}, {len(odd)} unknown {odd[:2]}"
         raise CheckpointError(f"weights do not fit head {head.name!r}: {what}", where=where)
     for name, tensor in own.items():
-        if tensors[name].shape != tensor.shape:
-            what = f"{name} is {list(tensors[name].shape)}, must be {list(tensor.shape)}"
+        given, what = tensors[name], ""
+        if given.shape != tensor.shape:
+            what = f"{name} is {list(given.shape)}, must be {list(tensor.shape)}"
+        elif given.dtype != tensor.dtype:
+            what = f"{name} is of {given.dtype}, must be of {tensor.dtype}"
+        elif given.is_floating_point() and not bool(given.isfinite().all()):
+            what = f"{name} holds numbers that are none"
+        if what:
             raise CheckpointError(f"weights do not fit head {head.name!r}: {what}", where=where)

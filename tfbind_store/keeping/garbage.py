@@ -71,10 +71,14 @@ def collect_garbage(
             found += list(_orphans(layout.path, layout.receipts_dir)) if orphans else []
         for name in store.runs():
             try:
-                locks.enter_context(sole_owner(store.run_dir(name), doing="writing this run"))
-                found += leftovers(store.run_dir(name))
+                is_alone = locks.enter_context(sole_owner(store.run_dir(name), doing="writing this run"))
             except (TfbindError, OSError) as error:
-                kept.append(f"run {name}: {error}")
+                kept.append(f"run {name}: {getattr(error, 'what', error)}")
+                continue
+            if is_alone:
+                found += leftovers(store.run_dir(name))
+            else:
+                kept.append(f"run {name}: the disk knows no locks")
         found += [path for path in (store.path / "quarantine").glob("*")] if quarantine else []
         sizes = [_size(path) for path in found]
         if not dry_run:

@@ -68,6 +68,12 @@ def read_counters(path: Path, cls: type[CountersT], counters: Mapping[str, Any])
         raise _unreadable(path, ValueError(f"{error.what} ({error.where})")) from error
 
 
+def require_step(path: Path, step: int, n_steps: int) -> None:
+    """Refuse a state that stands outside its run."""
+    if not 0 <= step <= n_steps:
+        raise _unreadable(path, ValueError(f"it stands at step {step:,} of {n_steps:,}"))
+
+
 def put_back(path: Path, model: nn.Module, weights: Mapping[str, Tensor], *, left_out: Sequence[str] = ()) -> None:
     """Load saved weights into `model`; names that begin with one of `left_out` are not in the file.
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tfbind_store import config as configs
-from tfbind_store.durable import clear_leftovers, free_bytes, sole_owner, typed_errors
+from tfbind_store.durable import free_bytes, sole_writer, typed_errors
 from tfbind_store.errors import ConfigError, NoSpace, StoreExists, TrainingError
 from tfbind_store.feeding.feed import permuted
 from tfbind_store.heads.losses import cell_losses
@@ -107,8 +107,7 @@ def pretrain_trunk(
     trainer = _Trainer(store, selection, feed, config, out)
     trainer.require_room()
     started = time.monotonic()
-    with sole_owner(out, doing="training a trunk into this folder"):
-        clear_leftovers(out)
+    with sole_writer(out, doing="training a trunk into this folder"):
         was_resumed = trainer.begin(overwrite=overwrite)
         loss = trainer.run(_validation_feed(store, selection, feed))
         _save(store, selection, trainer)

@@ -33,7 +33,7 @@ class Trunk(NamedTuple):
     """Names by ``factors``, ``biotypes``, ``chromosomes``; None where it says nothing."""
     loci: Columns | None
     """Its own split of the genome, where that was imported."""
-    array: bool
+    is_of_array: bool
     """Whether an array was embedded by it, rather than a table imported."""
 
 
@@ -70,11 +70,13 @@ def looked_at(known: Sequence[Trunk], arrays: Sequence[str]) -> LookedAt:
     """
     if not arrays:
         return LookedAt(list(known), [])
-    found = [trunk for trunk in known if trunk.array and {trunk.name, trunk.name.rpartition("/")[2]} & set(arrays)]
+    found = [
+        trunk for trunk in known if trunk.is_of_array and {trunk.name, trunk.name.rpartition("/")[2]} & set(arrays)
+    ]
     there = {name for trunk in found for name in (trunk.name, trunk.name.rpartition("/")[2])}
     notes = [f"{name} is not embedded yet: training looks at its trunk" for name in arrays if name not in there]
     if any(trunk.trained_on is None for trunk in found):
-        found += [trunk for trunk in known if not trunk.array]
+        found += [trunk for trunk in known if not trunk.is_of_array]
     return LookedAt(found, notes)
 
 

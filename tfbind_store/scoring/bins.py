@@ -54,7 +54,11 @@ def load_run(store: Store, run_name: str, *, device: torch.device | None = None)
         If there is none, or it was trained on other embeddings than the store holds now.
     """
     path = store.run_dir(run_name) / HEAD_FILE
-    arrays = Arrays(**{kind: array["name"] for kind, array in read_header(path).arrays.items()})
+    said = read_header(path).arrays
+    if set(said) != set(Arrays._fields):
+        what = f"the head names arrays of {', '.join(sorted(said)) or 'nothing'}, not of {', '.join(Arrays._fields)}"
+        raise CheckpointError(what, where=str(path))
+    arrays = Arrays(**{kind: array["name"] for kind, array in said.items()})
     expected = {kind: store.array(name).spec.fingerprint for kind, name in arrays._asdict().items()}
     head, header = load_checkpoint(path, expected_arrays=expected)
     source = PairSource(store, arrays, device)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tfbind_store import config as configs
-from tfbind_store.durable import clear_leftovers, publish, sole_owner, typed_errors
+from tfbind_store.durable import publish, sole_writer, typed_errors
 from tfbind_store.errors import ConfigError, TrainingError
 from tfbind_store.query.selection import Selection
 from tfbind_store.scoring.bins import HEAD_FILE
@@ -97,10 +97,9 @@ class RunFolder:
         """
         with typed_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        with sole_owner(self.path, doing=f"training run {self.path.name!r}"):
+        with sole_writer(self.path, doing=f"training run {self.path.name!r}"):
             with typed_errors(self.path):
                 for old in self.path.iterdir() if overwrite else ():
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
-                clear_leftovers(self.path)
                 publish(self.config, [self.text.encode()])
             yield

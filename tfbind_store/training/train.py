@@ -41,6 +41,7 @@ from tfbind_store.learning.state import (
     put_back,
     read_counters,
     read_state,
+    require_step,
     restore_optimizer,
     write_state,
 )
@@ -230,6 +231,7 @@ class TrainingRun:
             return False
         counters, groups = read_state(path)
         state = read_counters(path, RunState, counters)
+        require_step(path, state.step, self.config.steps)
         put_back(path, self.head, groups.get("weights", {}))
         restore_optimizer(path, self.optimizer, self.named, groups.get("optimizer", {}), step=state.step)
         self.state = state
